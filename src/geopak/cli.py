@@ -1,0 +1,108 @@
+"""How every command finds its configuration, composes it and reports errors."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.defaults_list import Overrides
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from geopak.errors import GeopakError
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+_CHECKOUT = PACKAGE_DIR.parent.parent
+IN_CHECKOUT = (_CHECKOUT / "conf" / "train.yaml").is_file()
+# A wheel carries conf/ inside the package; a checkout has it beside src/.
+CONFIG_DIR = _CHECKOUT / "conf" if IN_CHECKOUT else PACKAGE_DIR / "conf"
+
+
+def home() -> Path:
+    """Folder that holds ``data/`` and ``outputs/``.
+
+    ``$GEOPAK_HOME`` if set, else the checkout, else (installed from a wheel) the working directory.
+    """
+    if os.environ.get("GEOPAK_HOME"):
+        return Path(os.environ["GEOPAK_HOME"]).expanduser().resolve()
+    return _CHECKOUT if IN_CHECKOUT else Path.cwd()
+
+
+def _accept_integer_group_choices() -> None:
+    """Lets ``phase=2`` choose the file ``phase/2.yaml``.
+
+    Hydra parses the 2 as an integer and refuses it for a config group. Every way in (command line,
+    multirun, sweeper, compose API) passes through ``Overrides``, so it is mended there.
+    """
+    original = Overrides.__init__
+    if getattr(original, "_geopak", False):
+        return
+
+    @functools.wraps(original)
+    def init(self: Overrides, repo: Any, overrides_list: list[Any]) -> None:
+        for override in overrides_list:
+            value = override._value
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if is_integer and repo.group_exists(override.key_or_group):
+                override._value = str(value)
+        original(self, repo, overrides_list)
+
+    init._geopak = True  # type: ignore[attr-defined]
+    Overrides.__init__ = init
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("geopak.home", lambda: str(home()), replace=True)
+    OmegaConf.register_new_resolver(
+        "geopak.shipped", lambda name: str(PACKAGE_DIR / "assets" / name), replace=True
+    )
+
+
+_accept_integer_group_choices()
+_register_resolvers()
+
+
+def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a command would get, for tests and notebooks.
+
+    Args:
+        config_name: ``train``, ``prepare``, ``evaluate``, ``predict`` or ``synthetic``.
+        overrides: as typed on the command line.
+    """
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Makes a ``main()`` out of a function of the composed configuration.
+
+    The function's return value is passed on, so that sweepers can optimise it. A
+    :class:`GeopakError` ends the program with its message and exit status 2, no traceback.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        @functools.wraps(function)
+        def reported(cfg: DictConfig) -> Any:
+            try:
+                return function(cfg)
+            except GeopakError as error:
+                logging.getLogger("geopak").debug("traceback", exc_info=True)
+                print(f"\nerror: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+
+        return hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")(reported)
+
+    return decorate
+
+
+def hydra_choice(group: str) -> str:
+    """The option chosen for a config group in the running command, e.g. ``phase`` -> ``"2"``."""
+    return str(HydraConfig.get().runtime.choices[group])

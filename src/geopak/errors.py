@@ -1,0 +1,43 @@
+"""Errors that a user can mend: each message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GeopakError(ValueError):
+    """Base of every error caused by input (file, row, key, option), not by a defect of geopak.
+
+    The command-line programs print its message without a traceback and exit with status 2.
+    """
+
+
+class ConfigError(GeopakError):
+    """A configuration key or value, or a combination of them, that cannot work."""
+
+
+class RegionError(GeopakError):
+    """A region definition, boundary file or province name that cannot be used."""
+
+
+class TableError(GeopakError):
+    """A photo table that cannot be read as one."""
+
+
+class PhotoError(GeopakError):
+    """An image file that is missing, unreadable or outside the data root."""
+
+
+class PreparedSetError(GeopakError):
+    """A prepared set (split table, cells) that is missing, broken or does not fit the request."""
+
+
+class CheckpointError(GeopakError):
+    """A checkpoint that is missing, unsafe, or of another region, phase or model."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """A hint such as ``" Did you mean 'Sindh'?"``, or an empty string when nothing is close."""
+    matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

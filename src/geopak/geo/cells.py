@@ -1,0 +1,170 @@
+"""The geocell table: centres, radii and neighbours of all cells, grouped by province."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from geopak.errors import PreparedSetError
+from geopak.geo.distance import haversine_km_array
+from geopak.geo.region import Region
+
+NUM_NEIGHBOURS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class CellTable:
+    """All geocells of a region. Row number = global cell id; rows are grouped by province index.
+
+    Attributes:
+        province_id: (N,) int64, non-decreasing; every province has at least one cell.
+        center_latlon_deg: (N, 2) float64 degrees, latitude first.
+        radius_km: (N,) float64, distance from the center to the farthest train photo of the cell.
+        count: (N,) int64, train photos.
+        urban: (N,) bool.
+        sparse: (N,) bool, fewer train photos than the province's minimum.
+        neighbours: (N, 8) int64, nearest cells of the same province, nearest first; -1 pads.
+    """
+
+    province_id: NDArray[np.int64]
+    center_latlon_deg: NDArray[np.float64]
+    radius_km: NDArray[np.float64]
+    count: NDArray[np.int64]
+    urban: NDArray[np.bool_]
+    sparse: NDArray[np.bool_]
+    neighbours: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.province_id)
+        shapes = {"center_latlon_deg": (n, 2), "neighbours": (n, NUM_NEIGHBOURS)}
+        for field in fields(self):
+            if getattr(self, field.name).shape != shapes.get(field.name, (n,)):
+                raise PreparedSetError(
+                    f"Cell table: {field.name} has shape {getattr(self, field.name).shape}, "
+                    f"expected {shapes.get(field.name, (n,))}."
+                )
+        if n == 0 or (np.diff(self.province_id) < 0).any():
+            raise PreparedSetError("Cell table: rows must be grouped by province in index order.")
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.province_id)
+
+    def province_start(self, num_provinces: int) -> NDArray[np.int64]:
+        """(P + 1,) first global cell id of every province; the last entry is ``num_cells``."""
+        return np.searchsorted(self.province_id, np.arange(num_provinces + 1)).astype(np.int64)
+
+    def nearest(self, latlon_deg: ArrayLike, province_id: ArrayLike) -> NDArray[np.int64]:
+        """(B,) global id of the cell of the given province whose center is nearest.
+
+        Raises:
+            PreparedSetError: a province without cells.
+        """
+        points = np.atleast_2d(np.asarray(latlon_deg, float))
+        wanted = np.asarray(province_id, np.int64)
+        out = np.full(len(points), -1, np.int64)
+        for province in np.unique(wanted):
+            cells = np.flatnonzero(self.province_id == province)
+            if not len(cells):
+                raise PreparedSetError(f"Province index {province} has no geocell.")
+            rows = np.flatnonzero(wanted == province)
+            for chunk in np.array_split(rows, max(1, len(rows) * len(cells) // 4_000_000)):
+                d = haversine_km_array(points[chunk, None], self.center_latlon_deg[cells][None])
+                out[chunk] = cells[d.argmin(1)]
+        return out
+
+    def fingerprint(self) -> str:
+        """Short content hash; equal for equal tables."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            digest.update(np.ascontiguousarray(getattr(self, field.name)).tobytes())
+        return digest.hexdigest()[:16]
+
+    def to_frame(self, region: Region) -> pd.DataFrame:
+        """One row per cell with the columns of ``cells.parquet``."""
+        return pd.DataFrame(
+            {
+                "cell_id": np.arange(self.num_cells),
+                "province_id": self.province_id,
+                "province": np.asarray(region.names, object)[self.province_id],
+                "latitude": self.center_latlon_deg[:, 0],
+                "longitude": self.center_latlon_deg[:, 1],
+                "radius_km": self.radius_km,
+                "count": self.count,
+                "urban": self.urban,
+                "sparse": self.sparse,
+                "neighbours": list(self.neighbours),
+            }
+        )
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> CellTable:
+        """Inverse of :meth:`to_frame`."""
+        return cls(
+            province_id=frame["province_id"].to_numpy(np.int64),
+            center_latlon_deg=frame[["latitude", "longitude"]].to_numpy(np.float64),
+            radius_km=frame["radius_km"].to_numpy(np.float64),
+            count=frame["count"].to_numpy(np.int64),
+            urban=frame["urban"].to_numpy(bool),
+            sparse=frame["sparse"].to_numpy(bool),
+            neighbours=np.stack(frame["neighbours"].to_list()).astype(np.int64),
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> CellTable:
+        """Reads ``cells.parquet``.
+
+        Raises:
+            PreparedSetError: the file is missing or not a cell table.
+        """
+        if not Path(path).is_file():
+            raise PreparedSetError(f"No cell table at {path}. Make it: python -m geopak.prepare")
+        try:
+            return cls.from_frame(pd.read_parquet(path))
+        except (KeyError, OSError, ValueError) as error:
+            raise PreparedSetError(f"{path} is not a cell table: {error}") from error
+
+    def to_dict(self) -> dict[str, torch.Tensor]:
+        """Tensors only, so that a checkpoint with it loads with ``weights_only=True``."""
+        return {f.name: torch.from_numpy(np.array(getattr(self, f.name))) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, torch.Tensor]) -> CellTable:
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{f.name: data[f.name].cpu().numpy() for f in fields(cls)})
+
+    def to_geojson(self, region: Region) -> dict[str, Any]:
+        """A GeoJSON FeatureCollection of the cell centers with all their attributes."""
+        frame = self.to_frame(region)
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Point", "coordinates": [row.longitude, row.latitude]},
+                "properties": {
+                    **{
+                        k: getattr(row, k)
+                        for k in ("cell_id", "province_id", "province", "radius_km", "count")
+                    },
+                    "urban": bool(row.urban),
+                    "sparse": bool(row.sparse),
+                    "neighbours": [int(k) for k in row.neighbours if k >= 0],
+                },
+            }
+            for row in frame.itertuples(index=False)
+        ]
+        return {"type": "FeatureCollection", "features": features}
+
+    def write(self, folder: str | Path, region: Region) -> None:
+        """Writes ``cells.parquet`` and ``cells.geojson`` into ``folder``."""
+        self.to_frame(region).to_parquet(Path(folder) / "cells.parquet", index=False)
+        text = json.dumps(self.to_geojson(region))
+        (Path(folder) / "cells.geojson").write_text(text, encoding="utf-8")
