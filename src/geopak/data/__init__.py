@@ -1,0 +1,1 @@
+"""Photo tables, their preparation, and batches for training."""

@@ -1,0 +1,1 @@
+"""The network: two encoders, gated fusion, province, cell and offset heads, decoding."""

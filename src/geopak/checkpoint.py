@@ -1,0 +1,166 @@
+"""Checkpoints: safe reading, warm start from a parent phase, and finding that parent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geopak.errors import CheckpointError
+from geopak.geo.cells import CellTable
+from geopak.geo.region import Region
+from geopak.models.geolocator import Geolocator
+
+FORMAT = 1
+BEST_NAME = "best"
+CHECKPOINT_FOLDER = "checkpoints"
+_MODEL_PREFIX = "model."
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of geopak without unpickling anything but tensors and plain containers.
+
+    Raises:
+        CheckpointError: missing, unsafe, not a checkpoint, or not one of geopak.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"No checkpoint at {path}.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise their own
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be loaded safely: {first_line}"
+        ) from error
+    if not isinstance(loaded, dict) or "geopak" not in loaded or "state_dict" not in loaded:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of geopak: it carries no region, cells and model "
+            "description. Checkpoints lie in outputs/<name>/phase-<k>/<run>/checkpoints/."
+        )
+    written = loaded["geopak"].get("format")
+    if written != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {written}, this version of geopak reads {FORMAT}."
+        )
+    return loaded
+
+
+def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The backbone module's part of a checkpoint's state dict."""
+    return {
+        k.removeprefix(_MODEL_PREFIX): v
+        for k, v in checkpoint["state_dict"].items()
+        if k.startswith(_MODEL_PREFIX)
+    }
+
+
+def load_state(model: Geolocator, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Loads the backbone's weights, all of them.
+
+    Raises:
+        CheckpointError: keys or shapes that do not match.
+    """
+    try:
+        model.load_state_dict(model_state(checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} holds another model: {error}") from error
+
+
+def warm_start(
+    model: Geolocator,
+    path: str | Path,
+    region: Region,
+    cells: CellTable,
+    model_config: Mapping[str, Any],
+    expected_phase: int | None,
+) -> None:
+    """Starts a phase from the checkpoint of its parent phase.
+
+    Args:
+        model: receives the weights.
+        path: the parent's checkpoint.
+        region, cells: of the present run.
+        model_config: description of the present model.
+        expected_phase: index of the parent phase.
+
+    Raises:
+        CheckpointError: a checkpoint of another region, cell table, model or phase.
+    """
+    checkpoint = read_checkpoint(path)
+    identity = checkpoint["geopak"]
+    other = Region.from_dict(identity["region"])
+    if (other.name, other.names) != (region.name, region.names):
+        raise CheckpointError(
+            f"{path} is of the region {other.title} ({', '.join(other.names)}), this run is of "
+            f"{region.title}. Choose region={other.name}, or another checkpoint."
+        )
+    if identity["phase"]["index"] != expected_phase:
+        wanted = "no other phase" if expected_phase is None else f"phase {expected_phase}"
+        raise CheckpointError(
+            f"{path} comes from phase {identity['phase']['index']}; this phase starts from "
+            f"{wanted}. To continue an interrupted run of the same phase use resume_from=."
+        )
+    for part in ("semantic", "scene", "sizes", "image_size"):
+        if identity["model"].get(part) != model_config.get(part):
+            raise CheckpointError(
+                f"{path} holds the model {identity['model'].get('name')!r} with another {part}: "
+                f"{identity['model'].get(part)} instead of {model_config.get(part)}. Choose the "
+                "same model= as its run."
+            )
+    if CellTable.from_dict(identity["cells"]).fingerprint() != cells.fingerprint():
+        raise CheckpointError(
+            f"{path} was trained on other geocells than this prepared set has. Train the phases "
+            f"before this one again: python -m geopak.train -m phase=0,1,2"
+        )
+    load_state(model, checkpoint, path)
+
+
+def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Marks a run folder as finished (``run.json``)."""
+    text = json.dumps({**record, "finished_unix": time.time()}, indent=2)
+    (folder / "run.json").write_text(text, encoding="utf-8")
+
+
+def find_parent(run_root: Path, parent: int, overrides: str) -> Path:
+    """The best checkpoint of the newest finished run of a phase.
+
+    Args:
+        run_root: ``outputs/<name>``, which holds ``phase-<k>/<run>/``.
+        parent: index of the phase looked for.
+        overrides: what to add to the command that the error suggests.
+
+    Raises:
+        CheckpointError: there is none; names the command to run.
+    """
+    newest: tuple[float, Path] | None = None
+    unfinished: Path | None = None
+    for folder in sorted((run_root / f"phase-{parent}").glob("*")):
+        best = folder / CHECKPOINT_FOLDER / f"{BEST_NAME}.ckpt"
+        record = folder / "run.json"
+        if not best.is_file():
+            continue
+        if not record.is_file():
+            unfinished = best
+            continue
+        finished = json.loads(record.read_text(encoding="utf-8"))["finished_unix"]
+        if newest is None or finished > newest[0]:
+            newest = (finished, best)
+    if newest:
+        return newest[1]
+    hint = (
+        f" A run that did not finish left {unfinished}: continue it with resume_from=, or take it "
+        "as it is with init_from=."
+        if unfinished
+        else ""
+    )
+    raise CheckpointError(
+        f"This phase starts from phase {parent}, of which there is no finished run below "
+        f"{run_root}. Run it first:\n\n    python -m geopak.train phase={parent}{overrides}\n\n"
+        f"or pass init_from=CHECKPOINT.{hint}"
+    )

@@ -1,0 +1,199 @@
+"""Geography-safe augmentation of whole batches on their device.
+
+Safe is what leaves the evidence of the place intact. A horizontal flip mirrors script and the side
+of the road that people drive on, a large rotation breaks the horizon, a perspective warp bends
+skylines: these are refused unless ``allow_unsafe`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from geopak.errors import ConfigError, nearest_name
+
+UNSAFE = {
+    "horizontal_flip": "it mirrors script and the driving side",
+    "rotation": "it breaks the horizon",
+    "perspective": "it warps skylines and facades",
+}
+# Defaults are strengths, or ranges of them; null or 0 turns a transform off.
+SAFE: dict[str, Any] = {
+    "crop_scale": (0.6, 1.0),
+    "crop_ratio": (0.85, 1.18),
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "gamma": 0.15,
+    "fog": 0.1,
+    "rain": 0.05,
+    "overcast": 0.1,
+    "blur": 0.1,
+    "noise": 0.02,
+}
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class Augmenter:
+    """Random transforms, drawn anew for every photo of a batch.
+
+    Args:
+        size: side of the images that come out, pixels.
+        settings: values for the names in :data:`SAFE` and, with ``allow_unsafe``,
+            :data:`UNSAFE` (a probability for ``horizontal_flip``, degrees for ``rotation``,
+            distortion in [0, 1] for ``perspective``).
+        allow_unsafe: permit the unsafe ones.
+
+    Raises:
+        ConfigError: an unknown or refused transform, or a strength out of range.
+    """
+
+    def __init__(
+        self, size: int, settings: Mapping[str, Any] | None = None, allow_unsafe: bool = False
+    ) -> None:
+        given = {k: v for k, v in dict(settings or {}).items()}
+        known = [*SAFE, *UNSAFE]
+        for name, value in given.items():
+            if name not in known:
+                raise ConfigError(
+                    f"data.augmentation.{name} is not a transform.{nearest_name(name, known)} "
+                    f"Known: {', '.join(SAFE)}."
+                )
+            if name in UNSAFE and value and not allow_unsafe:
+                raise ConfigError(
+                    f"data.augmentation.{name} is not geography-safe: {UNSAFE[name]}. Remove it, "
+                    "or set data.allow_unsafe=true if you mean it."
+                )
+        self.size = size
+        self.settings = {**SAFE, **given}
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = self.settings[name] or (1.0, 1.0)
+            if not 0 < low <= high or (name == "crop_scale" and high > 1):
+                raise ConfigError(f"data.augmentation.{name}=[{low}, {high}] is not a valid range.")
+            self.settings[name] = (float(low), float(high))
+        for name in known:
+            value = self.settings.get(name) or 0.0
+            if isinstance(value, tuple):
+                continue
+            if not 0 <= value <= (180 if name == "rotation" else 1):
+                raise ConfigError(f"data.augmentation.{name}={value} is out of range.")
+            self.settings[name] = float(value)
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Augments a batch.
+
+        Args:
+            image: (B, 3, S, S) uint8 or float in [0, 1], S at least ``size``.
+            generator: on the CPU; the only source of randomness.
+
+        Returns:
+            (B, 3, size, size) float32 in [0, 1].
+        """
+        x = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        draw = _Draw(len(x), generator, x.device)
+        x = self._geometry(x, draw)
+        x = self._colour(x, draw)
+        x = self._weather(x, draw)
+        return self._optics(x, draw).clamp(0, 1)
+
+    def _geometry(self, x: Tensor, draw: _Draw) -> Tensor:
+        s = self.settings
+        scale = draw.uniform(*s["crop_scale"])
+        ratio = torch.exp(draw.uniform(*(math.log(v) for v in s["crop_ratio"])))
+        width = torch.sqrt(scale * ratio).clamp(max=1)
+        height = torch.sqrt(scale / ratio).clamp(max=1)
+        flip = 1 - 2 * draw.happens(s["horizontal_flip"])
+        angle = torch.deg2rad(draw.uniform(-s["rotation"], s["rotation"]))
+        center_x = draw.uniform(-1, 1) * (1 - width)
+        center_y = draw.uniform(-1, 1) * (1 - height)
+        theta = torch.stack(
+            (
+                torch.stack((width * flip * angle.cos(), -height * angle.sin(), center_x), -1),
+                torch.stack((width * flip * angle.sin(), height * angle.cos(), center_y), -1),
+            ),
+            dim=1,
+        )
+        grid = functional.affine_grid(theta, [len(x), 3, self.size, self.size], align_corners=False)
+        if s["perspective"]:
+            tilt = torch.stack([draw.uniform(-0.5, 0.5) for _ in range(2)], -1) * s["perspective"]
+            grid = grid / (1 + (grid * tilt[:, None, None]).sum(-1, keepdim=True))
+        return functional.grid_sample(
+            x, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+
+    def _colour(self, x: Tensor, draw: _Draw) -> Tensor:
+        s = self.settings
+        luma = x.new_tensor(_LUMA).view(1, 3, 1, 1)
+        x = x * draw.map(draw.uniform(1 - s["brightness"], 1 + s["brightness"]))
+        grey = (x * luma).sum(1, keepdim=True)
+        x = grey + (x - grey) * draw.map(draw.uniform(1 - s["saturation"], 1 + s["saturation"]))
+        mean = grey.mean((2, 3), keepdim=True)
+        x = mean + (x - mean) * draw.map(draw.uniform(1 - s["contrast"], 1 + s["contrast"]))
+        gamma = torch.exp(draw.uniform(-s["gamma"], s["gamma"]))
+        return x.clamp(1e-4, 1) ** draw.map(gamma)
+
+    def _weather(self, x: Tensor, draw: _Draw) -> Tensor:
+        """Fog thickens towards the top of the picture, rain streaks, cloud dims and greys."""
+        s = self.settings
+        if s["fog"]:
+            depth = torch.linspace(1, 0.2, x.shape[2], device=x.device).view(1, 1, -1, 1)
+            density = draw.happens(s["fog"]) * draw.uniform(0.2, 0.6)
+            fog = (draw.map(density) * depth).clamp(0, 1)
+            x = x * (1 - fog) + 0.85 * fog
+        if s["overcast"]:
+            strength = draw.map(draw.happens(s["overcast"]) * draw.uniform(0.3, 0.8))
+            grey = x.mean(1, keepdim=True) * 0.8 + 0.05
+            x = x * (1 - strength) + (0.5 * x + 0.5 * grey) * 0.9 * strength
+        if s["rain"]:
+            strength = draw.map(draw.happens(s["rain"]) * draw.uniform(0.3, 0.7))
+            drops = (draw.field(x.shape[2], x.shape[3]) > 0.97).float()
+            length = max(3, x.shape[2] // 10) | 1
+            streaks = functional.avg_pool2d(
+                drops, (length, 1), stride=1, padding=(length // 2, 0)
+            ) * (length / 2)
+            x = x * (1 - 0.15 * strength) + streaks.clamp(0, 1) * 0.5 * strength
+        return x
+
+    def _optics(self, x: Tensor, draw: _Draw) -> Tensor:
+        s = self.settings
+        if s["blur"]:
+            share = draw.map(draw.happens(s["blur"]) * draw.uniform(0.3, 1.0))
+            soft = functional.avg_pool2d(
+                functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1
+            )
+            x = x * (1 - share) + soft * share
+        if s["noise"]:
+            amount = draw.map(draw.uniform(0, s["noise"]))
+            x = x + amount * draw.normal(x.shape)
+        return x
+
+
+class _Draw:
+    """Per-photo random numbers, made on the CPU so that every device gets the same ones."""
+
+    def __init__(self, num: int, generator: torch.Generator, device: torch.device) -> None:
+        self.num = num
+        self.generator = generator
+        self.device = device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        drawn = torch.rand(self.num, generator=self.generator)
+        return (low + (high - low) * drawn).to(self.device)
+
+    def happens(self, probability: float) -> Tensor:
+        return (self.uniform(0, 1) < probability).float()
+
+    def field(self, height: int, width: int) -> Tensor:
+        return torch.rand((self.num, 1, height, width), generator=self.generator).to(self.device)
+
+    def normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device)
+
+    @staticmethod
+    def map(values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1, 1)

@@ -1,0 +1,181 @@
+"""The LightningDataModule: province-balanced, geography-safe augmented batches of a prepared set."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from geopak.data.augment import Augmenter
+from geopak.data.dataset import PhotoDataset, PreparedSet
+from geopak.data.sampler import (
+    BalancedBatchSampler,
+    RandomBatchSampler,
+    SequentialBatchSampler,
+    check_quotas,
+)
+from geopak.errors import ConfigError
+from geopak.geo.region import Region
+from geopak.types import Batch
+
+MEMORY_CACHE = ("auto", "true", "false")
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How photos become batches.
+
+    Attributes:
+        batch_size: photos a batch and device.
+        batches_per_epoch: training batches an epoch; ``None``: as many as the train photos fill.
+        sampling: ``balanced`` (quotas of the region) or ``random``.
+        num_workers: loader processes; unused with the memory cache.
+        memory_cache: keep decoded photos in memory: ``true``, ``false``, or ``auto`` (if they fit
+            into ``memory_cache_gb``).
+        memory_cache_gb: limit of ``auto``, in 10⁹ bytes.
+        load_margin: training photos are loaded this much larger than the model's input, so that
+            random crops do not enlarge.
+        augmentation: settings of :class:`geopak.data.augment.Augmenter`.
+        allow_unsafe: permit transforms that are not geography-safe.
+        seed: of sampling and augmentation.
+    """
+
+    batch_size: int = 64
+    batches_per_epoch: int | None = 1300
+    sampling: str = "balanced"
+    num_workers: int = 4
+    memory_cache: str = "auto"
+    memory_cache_gb: float = 2.0
+    load_margin: float = 1.15
+    augmentation: dict[str, Any] = field(default_factory=dict)
+    allow_unsafe: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"data.batch_size={self.batch_size} must be at least 1.")
+        if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
+            raise ConfigError("data.batches_per_epoch must be at least 1, or null.")
+        if self.sampling not in ("balanced", "random"):
+            raise ConfigError(f"data.sampling={self.sampling!r}: use balanced or random.")
+        if self.memory_cache not in MEMORY_CACHE:
+            raise ConfigError(
+                f"data.memory_cache={self.memory_cache!r}: use {', '.join(MEMORY_CACHE)}."
+            )
+        if self.load_margin < 1:
+            raise ConfigError(f"data.load_margin={self.load_margin} must be at least 1.")
+
+
+class GeopakDataModule(L.LightningDataModule):
+    """Serves train and val, never test: only evaluation opens that split.
+
+    Args:
+        prepared: the prepared set.
+        region: its quotas shape the training batches.
+        options: how photos become batches.
+        image_size: side of the model's input, pixels.
+    """
+
+    def __init__(
+        self, prepared: PreparedSet, region: Region, options: LoadingOptions, image_size: int
+    ) -> None:
+        super().__init__()
+        self.prepared = prepared
+        self.options = options
+        self.image_size = image_size
+        self.augmenter = Augmenter(image_size, options.augmentation, options.allow_unsafe)
+        self.train_rows = prepared.rows("train")
+        self.val_rows = prepared.rows("val")
+        self.train_province_id = prepared.photos["province_id"].to_numpy(np.int64)[self.train_rows]
+        if options.sampling == "balanced":
+            self.quotas = check_quotas(region, options.batch_size, self.train_province_id)
+        self.datasets: dict[str, PhotoDataset] = {}
+
+    @property
+    def num_batches(self) -> int:
+        """Training batches an epoch on every device."""
+        return self.options.batches_per_epoch or max(
+            1, len(self.train_rows) // self.options.batch_size
+        )
+
+    def setup(self, stage: str) -> None:
+        if self.datasets:
+            return
+        train_size = round(self.image_size * self.options.load_margin)
+        for split, rows, size in (
+            ("train", self.train_rows, train_size),
+            ("val", self.val_rows, self.image_size),
+        ):
+            self.datasets[split] = self._dataset(rows, size)
+
+    def _dataset(self, rows: NDArray[np.int64], size: int) -> PhotoDataset:
+        choice = self.options.memory_cache
+        fits = len(rows) * 3 * size * size <= self.options.memory_cache_gb * 1e9
+        cached = choice == "true" or (choice == "auto" and fits)
+        return PhotoDataset(
+            self.prepared, size, rows if cached else None, num_threads=torch.get_num_threads()
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+    def train_sampler(self, rank: int) -> BalancedBatchSampler:
+        """The sampler of one rank."""
+        o = self.options
+        if o.sampling == "random":
+            return RandomBatchSampler(
+                self.train_rows, o.batch_size, self.num_batches, o.seed, rank
+            )
+        return BalancedBatchSampler(
+            self.train_rows, self.train_province_id, self.quotas, self.num_batches, o.seed, rank
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train", self.train_sampler(self._rank()[0]))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        rank, world_size = self._rank()
+        rows = [int(r) for r in self.val_rows]
+        sampler = SequentialBatchSampler(rows, self.options.batch_size, rank, world_size)
+        return self._loader("val", sampler)
+
+    def _loader(self, split: str, sampler: Sampler[list[int]]) -> DataLoader[Batch]:
+        dataset = self.datasets[split]
+        workers = 0 if dataset.cache is not None else self.options.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        trainer = self.trainer
+        if trainer is not None and trainer.training:
+            rank, _ = self._rank()
+            generator = self.augmentation_generator(batch["row"], trainer.current_epoch, rank)
+            batch["image"] = self.augmenter(batch["image"], generator)
+        else:
+            batch["image"] = to_float(batch["image"])
+        return batch
+
+    def augmentation_generator(self, row: Tensor, epoch: int, rank: int) -> torch.Generator:
+        """Randomness that depends on the seed, the epoch, the rank and the batch's photos alone."""
+        drawn = zlib.crc32(row.cpu().numpy().tobytes())
+        seed = np.random.SeedSequence([self.options.seed, epoch, rank, drawn])
+        return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+
+def to_float(image: Tensor) -> Tensor:
+    """(…) uint8 -> float32 in [0, 1]."""
+    return image.float() / 255

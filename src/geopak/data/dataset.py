@@ -1,0 +1,226 @@
+"""From a prepared set on disk to batches of uint8 images with their truth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from geopak.errors import PhotoError, PreparedSetError
+from geopak.geo.cells import CellTable
+from geopak.geo.region import Region
+from geopak.types import Batch
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+_COLUMNS = ("id", "path", "latitude", "longitude", "province", "province_id", "cell_id", "split")
+
+
+def load_image(source: str | Path | Image.Image | NDArray[Any], size: int) -> Tensor:
+    """Any image as the model sees it: upright, RGB, shorter side resized, centre-cropped.
+
+    Args:
+        source: a file path, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),
+            uint8, uint16, or float in [0, 1].
+        size: side of the square, pixels.
+
+    Returns:
+        (3, size, size) uint8.
+
+    Raises:
+        PhotoError: missing, not an image, truncated, or an array of another shape or type.
+    """
+    if isinstance(source, Image.Image):
+        return _square(source, size)
+    if isinstance(source, np.ndarray):
+        return _square(_image_of_array(source), size)
+    path = Path(source)
+    if not path.is_file():
+        raise PhotoError(f"No photo at {path}.")
+    try:
+        with Image.open(path) as image:
+            # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; it stays at least as large as needed.
+            image.draft("RGB", (size, size))
+            return _square(image, size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        kind = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise PhotoError(f"Cannot read the photo {path}: {kind}.") from error
+
+
+def _image_of_array(array: NDArray[Any]) -> Image.Image:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):
+        raise PhotoError(
+            f"An image array must have shape (H, W), (H, W, 3) or (H, W, 4), got {array.shape}."
+        )
+    if 0 in array.shape:
+        raise PhotoError(f"The image array is empty: {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise PhotoError("A float image array must have finite values in [0, 1].")
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise PhotoError(f"An image array must be uint8, uint16 or float, got {array.dtype}.")
+    return Image.fromarray(array)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        # 32-bit modes carry no range of their own; 16-bit data is the usual content.
+        top = 65535.0 if image.mode != "F" or values.max() > 255 else max(255.0, values.max())
+        if image.mode == "F" and values.max() <= 1:
+            top = 1.0
+        grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        ground = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(ground, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, size: int) -> Tensor:
+    upright = ImageOps.exif_transpose(image)
+    square = ImageOps.fit(_rgb(upright), (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+class PreparedSet:
+    """The folder that ``python -m geopak.prepare`` wrote: split table and cells.
+
+    Attributes:
+        photos: the split table, one row per photo; the row number is ``Batch["row"]``.
+        cells: the geocells.
+        root: folder that photo paths are relative to.
+    """
+
+    def __init__(self, photos: pd.DataFrame, cells: CellTable, root: Path) -> None:
+        self.photos = photos
+        self.cells = cells
+        self.root = root
+
+    @classmethod
+    def read(cls, folder: str | Path, root: str | Path, region: Region) -> PreparedSet:
+        """Reads and checks a prepared set.
+
+        Args:
+            folder: with ``photos.parquet`` and ``cells.parquet``.
+            root: the photo folder.
+            region: the one that the set was prepared for.
+
+        Raises:
+            PreparedSetError: missing, incomplete, or of another region.
+        """
+        folder = Path(folder)
+        table = folder / "photos.parquet"
+        if not table.is_file():
+            raise PreparedSetError(
+                f"No prepared set at {folder}. Make one: python -m geopak.prepare root={root} "
+                "(and before it, for the rendered photos: python -m geopak.synthetic)."
+            )
+        photos = pd.read_parquet(table).reset_index(drop=True)
+        for column in _COLUMNS:
+            if column not in photos:
+                raise PreparedSetError(f"{table} has no column {column!r}. Prepare it again.")
+        cells = CellTable.read(folder / "cells.parquet")
+        named = photos[["province_id", "province"]].drop_duplicates()
+        for index, name in named.itertuples(index=False):
+            if region.find(name) != index:
+                raise PreparedSetError(
+                    f"{table} was prepared for another region: it has {name!r} as province "
+                    f"{index}, {region.title} has {', '.join(region.names)}. Choose region= to "
+                    "match, or prepare again."
+                )
+        present = np.unique(cells.province_id)
+        if len(present) != region.num_provinces:
+            lacking = [n for i, n in enumerate(region.names) if i not in present]
+            raise PreparedSetError(
+                f"{folder} has no geocells for {', '.join(lacking)}: no train photos there. "
+                "Add photos, or take the province out of the region."
+            )
+        return cls(photos, cells, Path(root))
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Row numbers of a split.
+
+        Raises:
+            PreparedSetError: unknown or empty split.
+        """
+        if split not in SPLITS:
+            raise PreparedSetError(f"split={split!r} is unknown. Known: {', '.join(SPLITS)}.")
+        rows = np.flatnonzero(self.photos["split"].to_numpy() == split)
+        if not len(rows):
+            raise PreparedSetError(f"The prepared set has no {split} photos.")
+        return rows.astype(np.int64)
+
+
+class PhotoDataset(Dataset[Batch]):
+    """Photos of a prepared set, read a whole batch at a time.
+
+    ``dataset[rows]`` takes a sequence of row numbers of the photo table, so that one call makes a
+    batch (pass it to a ``DataLoader`` with ``batch_size=None`` and a sampler of row lists).
+
+    Args:
+        prepared: the set.
+        size: side of the square images, pixels.
+        cached_rows: rows to decode once and keep in memory as uint8.
+        num_threads: threads that fill the cache.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedSet,
+        size: int,
+        cached_rows: NDArray[np.int64] | None = None,
+        num_threads: int = 1,
+    ) -> None:
+        photos = prepared.photos
+        self.size = size
+        self.paths = [str(prepared.root / p) for p in photos["path"]]
+        latlon = photos[["latitude", "longitude"]].to_numpy(np.float64)
+        self.latlon_deg = torch.from_numpy(latlon).float()
+        self.province_id = torch.from_numpy(photos["province_id"].to_numpy(np.int64).copy())
+        self.cell_id = torch.from_numpy(photos["cell_id"].to_numpy(np.int64).copy())
+        self.cache: Tensor | None = None
+        if cached_rows is not None:
+            self.position = torch.full((len(photos),), -1, dtype=torch.long)
+            self.position[torch.from_numpy(cached_rows)] = torch.arange(len(cached_rows))
+            self.cache = torch.empty((len(cached_rows), 3, size, size), dtype=torch.uint8)
+            with ThreadPoolExecutor(max(1, num_threads)) as pool:
+                images = pool.map(lambda row: load_image(self.paths[row], size), cached_rows)
+                for i, image in enumerate(images):
+                    self.cache[i] = image
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: Sequence[int]) -> Batch:
+        row = torch.as_tensor(rows, dtype=torch.long)
+        if self.cache is not None:
+            image = self.cache[self.position[row]]
+        else:
+            image = torch.stack([load_image(self.paths[r], self.size) for r in row.tolist()])
+        return Batch(
+            image=image,
+            latlon_deg=self.latlon_deg[row],
+            province_id=self.province_id[row],
+            cell_id=self.cell_id[row],
+            row=row,
+        )

@@ -1,0 +1,183 @@
+"""From log-probabilities to a coordinate: hypotheses and the rules that make one place of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geopak.errors import ConfigError, nearest_name
+from geopak.geo.distance import haversine_km, latlon_of_vectors, spherical_mean, unit_vectors
+from geopak.models.geolocator import Geolocator
+from geopak.types import Decoded, ModelOutput
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How hypotheses are chosen and made into a coordinate.
+
+    Attributes:
+        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``.
+        top_provinces: provinces considered.
+        top_cells: cells considered in each of them.
+        within_km: radius of the rule ``max_within_km``.
+        confidence_km: the confidence is the probability mass within this distance.
+    """
+
+    rule: str = "geometric_median"
+    top_provinces: int = 2
+    top_cells: int = 5
+    within_km: float = 25.0
+    confidence_km: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(
+                f"decoding.rule={self.rule!r} is not a rule.{nearest_name(self.rule, RULES)} "
+                f"Known: {', '.join(RULES)}."
+            )
+        if self.top_provinces < 1 or self.top_cells < 1:
+            raise ConfigError("decoding.top_provinces and decoding.top_cells must be at least 1.")
+        if self.within_km <= 0 or self.confidence_km <= 0:
+            raise ConfigError("decoding.within_km and decoding.confidence_km must be positive.")
+
+
+def joint_log_prob(output: ModelOutput, cell_province_id: Tensor) -> Tensor:
+    """(B, N) log P(province | image) + log P(cell | image, province)."""
+    return output.province_logits.log_softmax(-1)[:, cell_province_id] + output.cell_log_prob
+
+
+def select_hypotheses(
+    output: ModelOutput, cell_province_id: Tensor, top_provinces: int, top_cells: int
+) -> tuple[Tensor, Tensor]:
+    """The most probable cells of the most probable provinces.
+
+    Args:
+        output: the model's.
+        cell_province_id: (N,) province of each cell, non-decreasing.
+        top_provinces, top_cells: how many of each; fewer where there are not as many.
+
+    Returns:
+        ``cell_id`` (B, K) with K = top_provinces × top_cells, most probable first, and
+        ``probability`` (B, K) renormalised to sum to 1. A province with fewer cells than
+        ``top_cells`` fills up with its best cell at probability 0.
+    """
+    num_provinces = output.province_logits.shape[-1]
+    province = output.province_logits.topk(min(top_provinces, num_provinces), dim=-1).indices
+    joint = joint_log_prob(output, cell_province_id)
+    in_province = cell_province_id.unsqueeze(0) == torch.arange(
+        num_provinces, device=joint.device
+    ).unsqueeze(1)
+    per_province = joint.unsqueeze(1).masked_fill(~in_province[province], -torch.inf)
+    log_prob, cell_id = per_province.topk(min(top_cells, joint.shape[-1]), dim=-1)
+    # Places left over point to some cell of another province: send them to the province's best.
+    cell_id = torch.where(log_prob.isfinite(), cell_id, cell_id[..., :1])
+    log_prob, order = log_prob.flatten(1).sort(dim=-1, descending=True, stable=True)
+    return cell_id.flatten(1).gather(1, order), log_prob.softmax(-1)
+
+
+def _pairwise_km(points_deg: Tensor) -> Tensor:
+    return haversine_km(points_deg.unsqueeze(-2), points_deg.unsqueeze(-3))
+
+
+def _take(points_deg: Tensor, index: Tensor) -> Tensor:
+    return points_deg.gather(1, index.view(-1, 1, 1).expand(-1, 1, 2)).squeeze(1)
+
+
+def decode_mean(points_deg: Tensor, probability: Tensor, within_km: float) -> Tensor:
+    """The published rule: the probability-weighted mean, taken on the sphere."""
+    return spherical_mean(points_deg, probability)
+
+
+def decode_argmax(points_deg: Tensor, probability: Tensor, within_km: float) -> Tensor:
+    """The most probable hypothesis."""
+    return _take(points_deg, probability.argmax(-1))
+
+
+def decode_geometric_median(
+    points_deg: Tensor, probability: Tensor, within_km: float, num_steps: int = 30
+) -> Tensor:
+    """The point of least expected great-circle distance.
+
+    Starts at the best hypothesis and takes Weiszfeld steps on the sphere's unit vectors (Vardi and
+    Zhang, 2000, keep the start when it is the median itself); the better of both ends is returned.
+    """
+    pairwise = _pairwise_km(points_deg)
+    expected = (pairwise * probability.unsqueeze(-2)).sum(-1)
+    start = _take(points_deg, expected.argmin(-1))
+    vectors = unit_vectors(points_deg.double())
+    weights = probability.double()
+    point = spherical_mean(points_deg, probability)
+    for _ in range(num_steps):
+        distance = haversine_km(point.unsqueeze(1), points_deg).double().clamp_min(1e-3)
+        pull = (weights / distance).unsqueeze(-1)
+        point = latlon_of_vectors((pull * vectors).sum(1)).to(points_deg.dtype)
+    refined = (haversine_km(point.unsqueeze(1), points_deg) * probability).sum(-1)
+    return torch.where((refined < expected.amin(-1)).unsqueeze(-1), point, start)
+
+
+def decode_max_within_km(points_deg: Tensor, probability: Tensor, within_km: float) -> Tensor:
+    """The point with most probability within ``within_km``.
+
+    The hypothesis whose disc holds most is found first (ties: the more probable one); the mean of
+    the hypotheses in its disc replaces it where all of them stay within reach.
+    """
+    near = _pairwise_km(points_deg) <= within_km
+    mass = (near * probability.unsqueeze(-2)).sum(-1)
+    best = (mass + 1e-6 * probability).argmax(-1)
+    center = _take(points_deg, best)
+    members = near[torch.arange(len(best), device=best.device), best]
+    weights = probability * members
+    mean = spherical_mean(points_deg, weights.clamp_min(1e-30))
+    reaches = haversine_km(mean.unsqueeze(1), points_deg) <= within_km
+    keeps_all = (reaches | ~members).all(-1)
+    return torch.where(keeps_all.unsqueeze(-1), mean, center)
+
+
+Rule = Callable[[Tensor, Tensor, float], Tensor]
+RULES: dict[str, Rule] = {
+    "mean": decode_mean,
+    "argmax": decode_argmax,
+    "geometric_median": decode_geometric_median,
+    "max_within_km": decode_max_within_km,
+}
+
+
+@torch.no_grad()
+def decode(
+    model: Geolocator,
+    output: ModelOutput,
+    options: DecodingOptions,
+    rules: Sequence[str] | None = None,
+) -> dict[str, Decoded]:
+    """Decodes a batch by one or several rules over the same hypotheses.
+
+    Args:
+        model: places the hypotheses within their cells.
+        output: its output for the batch.
+        options: numbers of hypotheses, radii and the default rule.
+        rules: names of rules; ``None``: ``options.rule`` alone.
+
+    Returns:
+        :class:`geopak.types.Decoded` per rule.
+    """
+    cell_id, probability = select_hypotheses(
+        output, model.cell_province_id, options.top_provinces, options.top_cells
+    )
+    points = model.locate(output.fused, cell_id).float()
+    mass = joint_log_prob(output, model.cell_province_id).exp()
+    decoded = {}
+    for rule in rules or (options.rule,):
+        place = RULES[rule](points, probability, options.within_km)
+        center_km = haversine_km(place.unsqueeze(1), model.cell_center_deg)
+        confidence = (mass * (center_km <= options.confidence_km)).sum(-1).clamp(max=1.0)
+        decoded[rule] = Decoded(place, cell_id, points, probability, confidence)
+    return decoded
+
+
+def cell_rank(output: ModelOutput, cell_province_id: Tensor, cell_id: Tensor) -> Tensor:
+    """(B,) how many cells of the region have a higher joint probability than the given one."""
+    joint = joint_log_prob(output, cell_province_id)
+    return (joint > joint.gather(1, cell_id.unsqueeze(1))).sum(-1)

@@ -1,0 +1,303 @@
+"""The two image encoders, their pretrained weights and their ordered layer groups."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from open_clip.transformer import QuickGELU, VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from geopak.errors import CheckpointError, ConfigError
+
+# Parts of a full CLIP checkpoint beside its visual tower.
+_CLIP_TEXT_PARTS = (
+    "transformer.",
+    "text.",
+    "token_embedding.",
+    "ln_final.",
+    "positional_embedding",
+    "text_projection",
+    "logit_scale",
+    "logit_bias",
+    "attn_mask",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)
+
+
+class Encoder(nn.Module):
+    """An image encoder that normalises its own input and knows its blocks from bottom to top.
+
+    Attributes:
+        dim: width of the embedding.
+    """
+
+    dim: int
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    def encode(self, normalised: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, dim)."""
+        return self.encode((image - self.mean) / self.std)
+
+    def stem(self) -> list[nn.Module | nn.Parameter]:
+        """What lies below the first block."""
+        raise NotImplementedError
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Blocks from bottom to top, grouped by stage."""
+        raise NotImplementedError
+
+    def top(self) -> list[nn.Module | nn.Parameter]:
+        """What lies above the last block; trains whenever any block does."""
+        raise NotImplementedError
+
+    def load_pretrained(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Loads weights for exactly this encoder.
+
+        Raises:
+            CheckpointError: missing or unexpected keys, or wrong shapes, each by name.
+        """
+        body = self.body()
+        own = body.state_dict()
+        missing = sorted(own.keys() - state.keys())
+        unexpected = sorted(state.keys() - own.keys())
+        shapes = sorted(
+            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+            for k in own.keys() & state.keys()
+            if state[k].shape != own[k].shape
+        )
+        problems = [
+            f"{what}: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
+            for what, keys in (
+                ("missing keys", missing),
+                ("unexpected keys", unexpected),
+                ("wrong shapes", shapes),
+            )
+            if keys
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{source} does not hold the weights of this {type(self).__name__}: "
+                f"{'; '.join(problems)}. Choose the file and the model that belong together."
+            )
+        body.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
+
+    def body(self) -> nn.Module:
+        """The library's module whose state dict a checkpoint holds."""
+        raise NotImplementedError
+
+
+class SemanticEncoder(Encoder):
+    """CLIP vision transformer: the class token after the final LayerNorm, before projection.
+
+    Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021).
+
+    Args:
+        image_size: side of the square input, pixels.
+        patch_size, width, layers, heads, mlp_ratio: shape of the transformer.
+        quick_gelu: the activation ``x·sigmoid(1.702x)`` that the OpenAI weights were trained with.
+        mean, std: channel statistics of the pretraining.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        quick_gelu: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__(mean, std)
+        if image_size % patch_size:
+            raise ConfigError(
+                f"model.image_size={image_size} is not a multiple of "
+                f"model.semantic.patch_size={patch_size}."
+            )
+        self.visual = VisionTransformer(
+            image_size=image_size,
+            patch_size=patch_size,
+            width=width,
+            layers=layers,
+            heads=heads,
+            mlp_ratio=mlp_ratio,
+            act_layer=QuickGELU if quick_gelu else nn.GELU,
+        )
+        # Without the projection every parameter lies on the path to the embedding.
+        self.visual.proj = None
+        self.dim = width
+
+    def encode(self, normalised: Tensor) -> Tensor:
+        embedding: Tensor = self.visual(normalised)
+        return embedding
+
+    def stem(self) -> list[nn.Module | nn.Parameter]:
+        v = self.visual
+        return [v.conv1, v.class_embedding, v.positional_embedding, v.ln_pre]
+
+    def stages(self) -> list[list[nn.Module]]:
+        return [[block] for block in self.visual.transformer.resblocks]
+
+    def top(self) -> list[nn.Module | nn.Parameter]:
+        return [self.visual.ln_post]
+
+    def body(self) -> nn.Module:
+        return self.visual
+
+
+class SceneEncoder(Encoder):
+    """A timm ResNet without its classifier: globally pooled features.
+
+    Zhou et al., Places: A 10 Million Image Database for Scene Recognition (2018).
+
+    Args:
+        architecture: name of a timm ResNet.
+        options: further arguments of ``timm.create_model`` (``layers``, ``channels``, …).
+        mean, std: channel statistics of the pretraining.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(mean, std)
+        self.network = timm.create_model(
+            architecture, pretrained=False, num_classes=0, **dict(options or {})
+        )
+        if not hasattr(self.network, "layer4"):
+            raise ConfigError(
+                f"model.scene.architecture={architecture} is not a ResNet of timm. "
+                f"Try one of: {', '.join(timm.list_models('resnet*')[:6])}, …"
+            )
+        self.dim = int(self.network.num_features)
+
+    def encode(self, normalised: Tensor) -> Tensor:
+        embedding: Tensor = self.network(normalised)
+        return embedding
+
+    def stem(self) -> list[nn.Module | nn.Parameter]:
+        return [self.network.conv1, self.network.bn1]
+
+    def stages(self) -> list[list[nn.Module]]:
+        return [list(getattr(self.network, f"layer{i}")) for i in range(1, 5)]
+
+    def top(self) -> list[nn.Module | nn.Parameter]:
+        return []
+
+    def body(self) -> nn.Module:
+        return self.network
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a weight file: safetensors, a (nested) PyTorch state dict, or a TorchScript archive.
+
+    Nothing but tensors and plain containers is unpickled.
+
+    Raises:
+        CheckpointError: missing file, or none of these formats.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"No weight file at {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if _is_torchscript(path):
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+        # Files as old as Places365's were pickled by Python 2.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # pickle raises its own, unrelated classes
+        if type(error).__module__ not in ("pickle", "_pickle"):
+            raise
+        raise _unreadable(path, error) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise CheckpointError(f"{path} holds no state dict of tensors.")
+    return {k.removeprefix("module."): v for k, v in loaded.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CheckpointError(
+        f"{path} cannot be read as model weights ({first_line}). Expected safetensors or a "
+        "PyTorch state dict; download it again if it should be one."
+    )
+
+
+def clip_visual_weights(path: str | Path) -> dict[str, Tensor]:
+    """The visual tower of a CLIP checkpoint, without its projection.
+
+    Accepts a full CLIP state dict (``visual.*`` beside the text tower) or a bare visual tower.
+
+    Raises:
+        CheckpointError: keys that belong to neither tower.
+    """
+    state = read_weights(path)
+    if any(k.startswith("visual.") for k in state):
+        foreign = [k for k in state if not k.startswith(("visual.", *_CLIP_TEXT_PARTS))]
+        if foreign:
+            raise CheckpointError(
+                f"{path}: unexpected keys beside CLIP's two towers: {', '.join(foreign[:8])}."
+            )
+        state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
+    state.pop("proj", None)
+    return state
+
+
+def scene_weights(path: str | Path) -> dict[str, Tensor]:
+    """A scene classifier's state dict without the classifier."""
+    return {k: v for k, v in read_weights(path).items() if not k.startswith("fc.")}
+
+
+def download_clip(architecture: str, tag: str) -> Path:
+    """The weight file of an open_clip model, from its cache or the hub.
+
+    Raises:
+        CheckpointError: not cached and not reachable; names the offline remedy.
+    """
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+    config = get_pretrained_cfg(architecture, tag)
+    if not config:
+        raise CheckpointError(f"open_clip knows no weights {tag!r} for {architecture!r}.")
+    try:
+        return Path(download_pretrained(config))
+    except Exception as error:
+        raise CheckpointError(
+            f"The weights {tag!r} of {architecture} could not be downloaded "
+            f"({type(error).__name__}). Without network, download the file elsewhere and pass it "
+            "as model.semantic.checkpoint=FILE."
+        ) from error

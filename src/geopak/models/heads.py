@@ -1,0 +1,149 @@
+"""The heads: province, geocell within the province, offset within the cell, auxiliary coordinate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+OUTPUT_STD = 0.01
+
+
+def _small_output(in_dim: int, out_dim: int) -> nn.Linear:
+    """An output layer that starts near zero, so that first predictions are near uniform."""
+    layer = nn.Linear(in_dim, out_dim)
+    nn.init.normal_(layer.weight, std=OUTPUT_STD)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ProvinceHead(nn.Module):
+    """(B, dim) -> (B, P) logits, divided by ``temperature``."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, num_provinces: int, dropout: float, temperature: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, num_provinces),
+        )
+        self.temperature = temperature
+
+    def forward(self, fused: Tensor) -> Tensor:
+        logits: Tensor = self.layers(fused)
+        return logits / self.temperature
+
+
+class CellHeads(nn.Module):
+    """One geocell head per province, all run for every image.
+
+    Args:
+        dim: width of the fused embedding.
+        cells_per_province: number of cells of each province, in index order.
+        small_hidden_dim, large_hidden_dim: hidden width below and from ``large_from`` cells.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cells_per_province: Sequence[int],
+        small_hidden_dim: int,
+        large_hidden_dim: int,
+        large_from: int,
+    ) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList()
+        for num_cells in cells_per_province:
+            hidden = small_hidden_dim if num_cells < large_from else large_hidden_dim
+            self.heads.append(
+                nn.Sequential(
+                    nn.Linear(dim, hidden),
+                    nn.LayerNorm(hidden),
+                    nn.GELU(),
+                    _small_output(hidden, num_cells),
+                )
+            )
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """(B, dim) -> (B, N) log P(cell | province), normalised within every province."""
+        return torch.cat([head(fused).log_softmax(-1) for head in self.heads], dim=-1)
+
+
+class OffsetHead(nn.Module):
+    """Position within a cell, from the image, the cell's and the province's embedding.
+
+    Returns a free vector; :func:`bounded_offset_km` makes kilometres of it.
+    """
+
+    def __init__(
+        self, dim: int, cell_dim: int, province_dim: int, hidden_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm_fused = nn.LayerNorm(dim)
+        self.norm_cell = nn.LayerNorm(cell_dim)
+        self.norm_province = nn.LayerNorm(province_dim)
+        self.enter = nn.Sequential(
+            nn.Linear(dim + cell_dim + province_dim, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+        )
+        self.residual = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim))
+        self.leave = nn.Sequential(nn.Linear(hidden_dim, hidden_dim // 2), nn.GELU())
+        self.output = _small_output(hidden_dim // 2, 2)
+
+    def forward(self, fused: Tensor, cell: Tensor, province: Tensor) -> Tensor:
+        """(..., dim), (..., cell_dim), (..., province_dim) -> (..., 2)."""
+        x = self.enter(
+            torch.cat(
+                (self.norm_fused(fused), self.norm_cell(cell), self.norm_province(province)), dim=-1
+            )
+        )
+        offset: Tensor = self.output(self.leave(x + self.residual(x)))
+        return offset
+
+
+def bounded_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
+    """Maps a free vector smoothly into a disc: bound · v · tanh|v| / |v|.
+
+    The one bound used in training and at inference. Unlike a clamp it has a gradient outside, and
+    the limit at v = 0 is finite in value and gradient.
+
+    Args:
+        free: (..., 2).
+        bound_km: (...) largest length, kilometres.
+
+    Returns:
+        (..., 2) kilometres north and east, of length below ``bound_km``.
+    """
+    length = torch.sqrt(free.square().sum(-1, keepdim=True) + 1e-12)
+    return bound_km.unsqueeze(-1) * free * (torch.tanh(length) / length)
+
+
+class AuxiliaryHead(nn.Module):
+    """(B, dim) -> (B, 2) degrees, centred and scaled so that it starts in the region.
+
+    Args:
+        dim, hidden_dim: widths.
+        center_deg, scale_deg: (2,) mean and spread of the region's cells, latitude first.
+    """
+
+    center_deg: Tensor
+    scale_deg: Tensor
+
+    def __init__(self, dim: int, hidden_dim: int, center_deg: Tensor, scale_deg: Tensor) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden_dim), nn.GELU(), _small_output(hidden_dim, 2)
+        )
+        self.register_buffer("center_deg", center_deg.float())
+        self.register_buffer("scale_deg", scale_deg.float())
+
+    def forward(self, fused: Tensor) -> Tensor:
+        position: Tensor = self.layers(fused)
+        return self.center_deg + self.scale_deg * position

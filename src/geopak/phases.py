@@ -1,0 +1,123 @@
+"""What each phase trains, at which rate, and from which parent it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from geopak.errors import ConfigError, nearest_name
+from geopak.models.freezing import set_frozen, unfreeze_top
+from geopak.models.geolocator import Geolocator
+
+ENCODERS = ("semantic", "scene")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One of the sequential trainings.
+
+    Attributes:
+        index: its number, as in ``phase=2``.
+        title: display name.
+        parent: index of the phase that it starts from; ``None``: from the pretrained encoders.
+        train: parameter groups above the encoders that train.
+        unfreeze: how much of each encoder trains: a fraction of its blocks, or ``last_stage``.
+        lr: peak learning rate of ``heads`` (everything above the encoders) and of each encoder.
+        losses: loss terms in use.
+        province_temperature: divides the province logits.
+        monitor: validation metric that chooses the best checkpoint.
+        monitor_mode: ``min`` or ``max``.
+        epochs: number of epochs.
+        schedule: ``constant`` or ``cosine``.
+        warmup: share of all steps in which the rate rises linearly to its peak.
+    """
+
+    index: int
+    title: str
+    parent: int | None
+    train: tuple[str, ...]
+    unfreeze: Mapping[str, float | str]
+    lr: Mapping[str, float]
+    losses: tuple[str, ...]
+    province_temperature: float
+    monitor: str
+    monitor_mode: str
+    epochs: int
+    schedule: str
+    warmup: float
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "cosine"):
+            raise ConfigError(
+                f"phase.schedule={self.schedule!r} is unknown. Known: constant, cosine."
+            )
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"phase.warmup={self.warmup} must be at least 0 and below 1.")
+        if self.monitor_mode not in ("min", "max"):
+            raise ConfigError(f"phase.monitor_mode={self.monitor_mode!r}: use min or max.")
+        if self.epochs < 1:
+            raise ConfigError(f"phase.epochs={self.epochs} must be at least 1.")
+        for group in ("heads", *ENCODERS):
+            if group not in self.lr:
+                raise ConfigError(f"phase.lr.{group} is missing.")
+        for encoder in self.unfreeze:
+            if encoder not in ENCODERS:
+                raise ConfigError(f"phase.unfreeze.{encoder}: there is no such encoder.")
+
+
+def set_up_training(
+    model: Geolocator, phase: Phase, encoders_pretrained: bool
+) -> dict[str, list[nn.Parameter]]:
+    """Freezes what the phase does not train and partitions the rest for the optimizer.
+
+    An encoder without pretrained weights is of no use frozen, so a phase without a parent trains
+    it whole.
+
+    Args:
+        model: all its parameters are set trainable or frozen.
+        phase: what trains.
+        encoders_pretrained: whether the encoders hold anything learned.
+
+    Returns:
+        Trainable parameters of ``heads`` and of each encoder; every one in exactly one group,
+        groups without any left out.
+
+    Raises:
+        ConfigError: the phase names a group that the model does not have, or trains nothing.
+    """
+    groups = model.groups()
+    for name in phase.train:
+        if name not in groups or name in ENCODERS:
+            known = [g for g in groups if g not in ENCODERS]
+            raise ConfigError(
+                f"phase.train names {name!r}.{nearest_name(name, known)} Known: {', '.join(known)}."
+            )
+    for name, modules in groups.items():
+        if name not in ENCODERS:
+            set_frozen(modules, name not in phase.train)
+    whole = not encoders_pretrained and phase.parent is None
+    for name, encoder in (("semantic", model.semantic), ("scene", model.scene)):
+        unfreeze_top(encoder, 1.0 if whole else phase.unfreeze.get(name, 0.0))
+    model.province_head.temperature = phase.province_temperature
+    trainable: dict[str, list[nn.Parameter]] = {"heads": [], "semantic": [], "scene": []}
+    for name, modules in groups.items():
+        target = trainable[name if name in ENCODERS else "heads"]
+        target += [p for m in modules for p in m.parameters() if p.requires_grad]
+    result = {name: parameters for name, parameters in trainable.items() if parameters}
+    if not result:
+        raise ConfigError("This phase trains nothing: see phase.train and phase.unfreeze.")
+    return result
+
+
+def parameter_counts(model: Geolocator) -> dict[str, tuple[int, int]]:
+    """(trainable, all) parameters per group of :meth:`Geolocator.groups`."""
+    counts = {}
+    for name, modules in model.groups().items():
+        parameters = [p for m in modules for p in m.parameters()]
+        counts[name] = (
+            sum(p.numel() for p in parameters if p.requires_grad),
+            sum(p.numel() for p in parameters),
+        )
+    return counts

@@ -1,0 +1,191 @@
+"""The LightningModules: one shared step, one class per phase."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from geopak.errors import ConfigError
+from geopak.geo.cells import CellTable
+from geopak.geo.region import Region
+from geopak.losses import GeolocationLoss, LossOptions, LossValue
+from geopak.metrics import GeolocationMetrics
+from geopak.models.decode import DecodingOptions, cell_rank, decode
+from geopak.models.geolocator import Geolocator
+from geopak.phases import Phase, set_up_training
+from geopak.types import Batch, ModelOutput
+
+log = logging.getLogger(__name__)
+
+
+def learning_rate_factor(step: int, total: int, schedule: str, warmup: float) -> float:
+    """The share of the peak learning rate at a step.
+
+    Args:
+        step: optimizer steps done.
+        total: optimizer steps of the whole training.
+        schedule: ``constant``, or ``cosine`` down to zero after the warm-up.
+        warmup: share of ``total`` in which the factor rises linearly.
+    """
+    rising = warmup * total
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = (step - rising) / max(1.0, total - rising)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class GeolocationTask(L.LightningModule):
+    """What all phases share: freezing, step, validation, optimizer, and what a checkpoint carries.
+
+    Args:
+        model: the shared backbone; frozen and unfrozen here as the phase says.
+        phase: what trains and how.
+        region, cells: of the model.
+        loss_options: weights of the loss terms.
+        decoding: how validation makes coordinates.
+        optimizer: arguments of AdamW but for the learning rates.
+        encoders_pretrained: whether the encoders hold anything learned.
+        identity: plain containers and tensors saved with every checkpoint, enough to rebuild the
+            model and predict from the checkpoint alone.
+    """
+
+    def __init__(
+        self,
+        model: Geolocator,
+        phase: Phase,
+        region: Region,
+        cells: CellTable,
+        loss_options: LossOptions,
+        decoding: DecodingOptions,
+        optimizer: Mapping[str, Any],
+        encoders_pretrained: bool,
+        identity: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.phase = phase
+        self.decoding = decoding
+        self.optimizer_options = dict(optimizer)
+        self.identity = identity
+        self.trainable = set_up_training(model, phase, encoders_pretrained)
+        self.loss = GeolocationLoss(region, cells, loss_options, tuple(phase.losses))
+        self.ramp_epochs = loss_options.offset_ramp_epochs
+        self.val_metrics = GeolocationMetrics([p.key for p in region.provinces])
+        self.register_buffer("cell_urban", torch.from_numpy(cells.urban.copy()), persistent=False)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Peak learning rate of every optimizer group."""
+        return {group: float(self.phase.lr[group]) for group in self.trainable}
+
+    def locate_true_cell(self, output: ModelOutput, batch: Batch) -> Tensor | None:
+        """(B, 2) degrees: the true cell's center + offset, where a phase trains the offset."""
+        return None
+
+    def compute_loss(self, batch: Batch) -> tuple[LossValue, ModelOutput]:
+        """The one step behind training of every phase."""
+        output: ModelOutput = self.model(batch["image"])
+        # Epochs count from 1: the first already trains the offset, gently.
+        ramp = min(1.0, (self.current_epoch + 1) / max(1, self.ramp_epochs))
+        return self.loss(output, batch, self.locate_true_cell(output, batch), ramp), output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        value, output = self.compute_loss(batch)
+        self.log("train/loss", value.total, prog_bar=True)
+        logged = {f"train/loss/{name}": term.detach() for name, term in value.terms.items()}
+        logged |= {f"train/share/{name}": share for name, share in value.shares.items()}
+        self.log_dict({**logged, "train/gate_mean": output.gate.detach().mean()})
+        return value.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output: ModelOutput = self.model(batch["image"])
+        decoded = decode(self.model, output, self.decoding)[self.decoding.rule]
+        self.val_metrics.update(
+            predicted_latlon_deg=decoded.latlon_deg,
+            latlon_deg=batch["latlon_deg"],
+            province_logits=output.province_logits,
+            province_id=batch["province_id"],
+            cell_rank=cell_rank(output, self.model.cell_province_id, batch["cell_id"]),
+            teacher_forced_latlon_deg=self.model.locate(output.fused, batch["cell_id"]),
+            urban=self.cell_urban[batch["cell_id"]],
+            row=batch["row"],
+        )
+        self.log("val/gate_mean", output.gate.mean(), sync_dist=True, batch_size=len(output.gate))
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.val_metrics.reset()
+        self.log_dict(metrics, rank_zero_only=False)
+        if not self.trainer.sanity_checking:
+            log.info(
+                "epoch %d/%d: val median %.1f km, within 25 km %.1f%%, province macro %.1f%%",
+                self.current_epoch + 1,
+                self.phase.epochs,
+                metrics["val/median_km"],
+                100 * metrics["val/within_25km"],
+                100 * metrics["val/province_macro_acc"],
+            )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        rates = self.learning_rates()
+        groups = [
+            {"params": parameters, "lr": rates[name], "name": name}
+            for name, parameters in self.trainable.items()
+        ]
+        optimizer = torch.optim.AdamW(groups, **self.optimizer_options)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                step, total, self.phase.schedule, self.phase.warmup
+            ),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["geopak"] = self.identity
+
+
+class ProvincePretraining(GeolocationTask):
+    """Phase 0: projections, gate and province head learn to tell provinces apart."""
+
+
+class GeographicStructure(GeolocationTask):
+    """Phase 1: all heads learn the hierarchy on top of frozen encoders."""
+
+    def locate_true_cell(self, output: ModelOutput, batch: Batch) -> Tensor | None:
+        return self.model.locate(output.fused, batch["cell_id"])
+
+
+class VisionAdaptation(GeographicStructure):
+    """Phase 2: the encoders' top layers adapt with the heads, each at its own rate.
+
+    Raises:
+        ConfigError: ``phase.unfreeze`` leaves both encoders frozen.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not {"semantic", "scene"} & self.trainable.keys():
+            raise ConfigError(
+                "phase.unfreeze leaves both encoders frozen; that is phase 1. Give a fraction of "
+                "blocks or last_stage."
+            )
+
+
+TASKS: dict[int, type[GeolocationTask]] = {
+    0: ProvincePretraining,
+    1: GeographicStructure,
+    2: VisionAdaptation,
+}

@@ -1,0 +1,137 @@
+"""Trains one phase: ``python -m geopak.train phase=2``; all in order: ``-m phase=0,1,2``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from geopak.cli import entry_point
+
+if TYPE_CHECKING:
+    from geopak.task import GeolocationTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingResult:
+    """What a training made.
+
+    Attributes:
+        checkpoint: best by the phase's metric.
+        score: that metric's validation value.
+        task: the trained LightningModule.
+        folder: of the run.
+    """
+
+    checkpoint: Path
+    score: float
+    task: GeolocationTask
+    folder: Path
+
+
+def train(cfg: DictConfig, folder: Path) -> TrainingResult:
+    """Builds everything from the configuration, fits, and keeps the best checkpoint.
+
+    Args:
+        cfg: composed from ``conf/train.yaml``.
+        folder: where checkpoints and logs go.
+
+    Raises:
+        GeopakError: anything that the user can mend, before work is lost.
+    """
+    from geopak import build
+    from geopak.phases import parameter_counts
+
+    # Cheap checks first: a missing parent must not cost a model's loading.
+    phase = build.build_phase(cfg)
+    region = build.build_region(cfg)
+    parent = build.resolve_parent(cfg, phase)
+    prepared = build.build_prepared(cfg, region)
+    model_config = build.plain(cfg.model)
+    datamodule = build.build_datamodule(cfg, prepared, region, model_config["image_size"])
+    outlines = build.build_outlines(region)
+
+    import lightning as L
+
+    from geopak.checkpoint import read_checkpoint, write_run_record
+
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.resume_from:
+        read_checkpoint(cfg.resume_from)
+    model = build.build_model(model_config, region, prepared.cells)
+    pretrained = build.start_weights(model, model_config, parent, phase, region, prepared.cells)
+    task = build.build_task(cfg, model, phase, region, prepared.cells, outlines, pretrained)
+    trainer = build.build_trainer(cfg, phase, folder)
+
+    source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
+    if not pretrained:
+        source = "random weights: this phase trains the encoders too"
+    print_summary(
+        f"phase {phase.index} ({phase.title}), from {source}",
+        parameter_counts(model),
+        task.learning_rates(),
+        len(datamodule.train_rows),
+        len(datamodule.val_rows),
+        datamodule.num_batches,
+        phase.epochs,
+    )
+    trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.resume_from, weights_only=True)
+
+    keeper = trainer.checkpoint_callback
+    best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
+    if trainer.is_global_zero:
+        write_run_record(
+            folder,
+            {
+                "phase": phase.index,
+                "monitor": phase.monitor,
+                "score": score,
+                "parent": str(parent) if parent else None,
+                "best": best.name,
+                "epochs": trainer.current_epoch,
+            },
+        )
+    log.info("best %s = %.4g: %s", phase.monitor, score, best)
+    return TrainingResult(best, score, task, folder)
+
+
+def print_summary(
+    title: str,
+    counts: dict[str, tuple[int, int]],
+    rates: dict[str, float],
+    num_train: int,
+    num_val: int,
+    num_batches: int,
+    epochs: int,
+) -> None:
+    """Prints what trains at which rate, before the first step."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("part", "trains", "of", "learning rate"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for name, (trainable, total) in counts.items():
+        rate = f"{rates[name if name in rates else 'heads']:.1e}" if trainable else "frozen"
+        table.add_row(name, f"{trainable:,}", f"{total:,}", rate)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{num_train:,} train and {num_val:,} val photos; {epochs} epochs of {num_batches} batches"
+    )
+
+
+@entry_point("train")
+def main(cfg: DictConfig) -> float:
+    from hydra.core.hydra_config import HydraConfig
+
+    return train(cfg, Path(HydraConfig.get().runtime.output_dir)).score
+
+
+if __name__ == "__main__":
+    main()
