@@ -1,0 +1,502 @@
+"""The rendered world: what stands at a coordinate, as smooth fields, tiles and province styles.
+
+The fields make near places alike, so that a coordinate can be learned from pictures and not only
+remembered: relief, dryness, rivers and coast in broad strokes from the region's landscape;
+density of building from its towns; and plane waves of several wavelengths that drive the colours
+and patterns of soil, walls, awnings and kerbs. Landmarks are shared by a large tile (kind and main
+colour) and told apart within it by a small one (trim and proportions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from geopak.errors import ConfigError, nearest_name
+from geopak.geo.distance import KM_PER_DEGREE
+from geopak.geo.region import Region
+from geopak.render.scene import (
+    LANDMARKS,
+    MAX_BANDS,
+    RGB,
+    ROOFS,
+    SKYLINE_TERMS,
+    TREES,
+    VEHICLES,
+    Scene,
+    hsv,
+    mix,
+    random_camera,
+)
+from geopak.render.towns import Towns
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How the world encodes positions.
+
+    Attributes:
+        seed: of everything that is not given by the landscape.
+        regional_km, local_km: wavelengths of the style waves, used in turn.
+        num_regional, num_local: numbers of style waves.
+        landmark_tile_km, landmark_detail_km: tiles of a landmark's kind and of its details.
+        skyline_tile_km: distance of the nodes between which skylines are blended.
+        snow_line_m: elevation above which ridges carry snow.
+        style_mixing: chance that a wall, roof, tree or vehicle is of another province's style.
+        vehicle_share, awning_share: chances that there is a vehicle and an awning.
+        landmark_missing: chance at difficulty 1 that the landmark is not in the picture.
+    """
+
+    seed: int = 0
+    regional_km: tuple[float, ...] = (900.0, 260.0)
+    local_km: tuple[float, ...] = (80.0, 26.0)
+    num_regional: int = 14
+    num_local: int = 10
+    landmark_tile_km: float = 28.0
+    landmark_detail_km: float = 7.0
+    skyline_tile_km: float = 40.0
+    snow_line_m: float = 1900.0
+    style_mixing: float = 0.25
+    vehicle_share: float = 0.75
+    awning_share: float = 0.7
+    landmark_missing: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("regional_km", "local_km"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ConfigError(f"world.{name} must list positive wavelengths.")
+        for name, least in (("num_regional", NUM_REGIONAL_DIALS), ("num_local", NUM_LOCAL_DIALS)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"world.{name} must be at least {least}: so many are used.")
+        for name in ("landmark_tile_km", "landmark_detail_km", "skyline_tile_km"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"world.{name} must be positive.")
+        for name in ("style_mixing", "vehicle_share", "awning_share", "landmark_missing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"world.{name} must lie between 0 and 1.")
+
+
+NUM_REGIONAL_DIALS = 14
+NUM_LOCAL_DIALS = 10
+
+
+@dataclass(frozen=True)
+class Bump:
+    """A Gaussian hill of a field.
+
+    Attributes:
+        at: latitude and longitude of the top, degrees.
+        height: value at the top, in the unit of the field.
+        radius_km: standard deviations along and across.
+        bearing_deg: direction of "along", clockwise from north.
+    """
+
+    at: tuple[float, float]
+    height: float
+    radius_km: tuple[float, float]
+    bearing_deg: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProvinceStyle:
+    """How a province builds, plants and drives; see :class:`geopak.render.scene.Scene`."""
+
+    walls: tuple[RGB, ...]
+    roof: str
+    roof_rgb: RGB
+    tree: str
+    tree_rgb: RGB
+    vehicles: tuple[str, ...]
+    vehicle_rgb: RGB
+    vehicle_trim_rgb: RGB
+    glazing: float
+
+    @classmethod
+    def derive(cls, seed: int, key: str) -> ProvinceStyle:
+        """A style that depends on the world's seed and the province's key alone."""
+        digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+        rng = np.random.default_rng(list(digest))
+        hue, other = rng.random(2)
+        return cls(
+            walls=tuple(
+                hsv(hue + d, rng.uniform(0.1, 0.5), rng.uniform(0.6, 0.95)) for d in (0, 0.04)
+            ),
+            roof=str(rng.choice(ROOFS)),
+            roof_rgb=hsv(other, 0.6, 0.6),
+            tree=str(rng.choice(TREES)),
+            tree_rgb=hsv(rng.uniform(0.15, 0.42), 0.6, rng.uniform(0.35, 0.65)),
+            vehicles=tuple(str(v) for v in rng.choice(VEHICLES[1:], 2, replace=False)),
+            vehicle_rgb=hsv(hue + 0.5, 0.8, 0.8),
+            vehicle_trim_rgb=hsv(other + 0.4, 0.8, 0.9),
+            glazing=float(rng.random()),
+        )
+
+    def override(self, key: str, settings: Mapping[str, Any]) -> ProvinceStyle:
+        """This style with the settings of ``landscape.styles.<key>`` in place of its own.
+
+        Raises:
+            ConfigError: unknown setting, kind or colour.
+        """
+        known = [f.name for f in dataclasses.fields(self)]
+        kinds = {"roof": ROOFS, "tree": TREES, "vehicles": VEHICLES}
+        changed: dict[str, Any] = {}
+        for name, value in settings.items():
+            where = f"landscape.styles.{key}.{name}"
+            if name not in known:
+                raise ConfigError(f"{where} is no style setting.{nearest_name(name, known)}")
+            if name in kinds:
+                for kind in [value] if isinstance(value, str) else value:
+                    if kind not in kinds[name]:
+                        raise ConfigError(
+                            f"{where}: {kind!r} is unknown.{nearest_name(kind, kinds[name])} "
+                            f"Known: {', '.join(kinds[name])}."
+                        )
+                value = value if isinstance(value, str) else tuple(value)
+            elif name == "walls":
+                value = tuple(_parse_colour(where, v) for v in value)
+            elif name.endswith("_rgb"):
+                value = _parse_colour(where, value)
+            changed[name] = value
+        return dataclasses.replace(self, **changed)
+
+
+def _parse_colour(where: str, value: Any) -> RGB:
+    try:
+        digits = str(value).removeprefix("#")
+        if len(digits) != 6:
+            raise ValueError
+        red, green, blue = (int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4))
+    except ValueError:
+        raise ConfigError(f"{where}: {value!r} is no colour. Write it as '#rrggbb'.") from None
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Kilometres east and north of a reference point: distances need not be exact here."""
+
+    latitude: float
+    longitude: float
+
+    def xy_km(self, latlon_deg: ArrayLike) -> _Array:
+        """(..., 2) degrees -> (..., 2) kilometres east and north."""
+        points = np.asarray(latlon_deg, float)
+        east = (points[..., 1] - self.longitude) * np.cos(np.radians(self.latitude))
+        return np.stack((east, points[..., 0] - self.latitude), -1) * KM_PER_DEGREE
+
+
+class _Waves:
+    """Plane waves of given wavelengths with random directions and phases."""
+
+    def __init__(
+        self, rng: np.random.Generator, number: int, wavelengths_km: Sequence[float]
+    ) -> None:
+        wavelength = np.resize(np.asarray(wavelengths_km, float), number)
+        direction = rng.uniform(0, 2 * np.pi, number)
+        self._wave = np.stack((np.cos(direction), np.sin(direction))) * 2 * np.pi / wavelength
+        self._phase = rng.uniform(0, 2 * np.pi, number)
+
+    def __call__(self, xy_km: _Array) -> _Array:
+        """(N, 2) km -> (N, number) in [0, 1]."""
+        return 0.5 + 0.5 * np.sin(xy_km @ self._wave + self._phase)
+
+
+class World:
+    """What there is at every coordinate of a region.
+
+    Args:
+        region: its province keys choose the styles.
+        towns: the towns, of which density is made.
+        landscape: the content of ``conf/landscape/*.yaml``.
+        config: how positions are encoded.
+
+    Raises:
+        ConfigError: a landscape of another region, or a setting that is not one.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        towns: Towns,
+        landscape: Mapping[str, Any],
+        config: WorldConfig | None = None,
+    ) -> None:
+        self.config = config = config or WorldConfig()
+        if landscape.get("region") not in (None, region.name):
+            raise ConfigError(
+                f"The landscape is of {landscape['region']!r}, the region is {region.name!r}. "
+                f"Choose landscape=derived, or write conf/landscape/{region.name}.yaml."
+            )
+        middle = towns.latlon_deg.mean(0)
+        self._plane = _Plane(float(middle[0]), float(middle[1]))
+        self._towns_km = self._plane.xy_km(towns.latlon_deg)
+        population = towns.population
+        self._town_size = np.clip((np.log10(population) - 3.3) / 3.9, 0.12, 1.0)
+        self._town_km = 2.2 * town_radius_km(population)
+
+        rng = np.random.default_rng([config.seed, 0])
+        self._regional = _Waves(rng, config.num_regional, config.regional_km)
+        self._local = _Waves(rng, config.num_local, config.local_km)
+        self._base_elevation_m = float(landscape.get("base_elevation_m", 0.0))
+        self._base_aridity = float(landscape.get("base_aridity", 0.5))
+        self._relief = self._bumps(landscape.get("relief"), "relief", (500.0, 2500.0), towns, rng)
+        self._aridity = self._bumps(landscape.get("aridity"), "aridity", (-0.4, 0.4), towns, rng)
+        self._rivers = _Lines([self._plane.xy_km(p) for p in landscape.get("rivers") or ()])
+        self._coast = _Lines([self._plane.xy_km(p) for p in landscape.get("coast") or ()])
+
+        overrides = landscape.get("styles") or {}
+        keys = [p.key for p in region.provinces]
+        for key in overrides:
+            if key not in keys:
+                raise ConfigError(
+                    f"landscape.styles.{key}: the region has no such province."
+                    f"{nearest_name(key, keys)} Known: {', '.join(keys)}."
+                )
+        self.styles = tuple(
+            ProvinceStyle.derive(config.seed, key).override(key, overrides.get(key) or {})
+            for key in keys
+        )
+        self._tile = functools.lru_cache(maxsize=65536)(self._tile_rng)
+
+    @staticmethod
+    def _bumps(
+        given: Sequence[Mapping[str, Any]] | None,
+        name: str,
+        heights: tuple[float, float],
+        towns: Towns,
+        rng: np.random.Generator,
+    ) -> list[Bump]:
+        if given is None:
+            low, high = towns.latlon_deg.min(0), towns.latlon_deg.max(0)
+            span_km = float(np.linalg.norm((high - low) * KM_PER_DEGREE))
+            return [
+                Bump(
+                    at=tuple(rng.uniform(low, high)),
+                    height=float(rng.uniform(*heights)),
+                    radius_km=tuple(span_km * rng.uniform(0.05, 0.16, 2)),
+                    bearing_deg=float(rng.uniform(0, 180)),
+                )
+                for _ in range(10)
+            ]
+        try:
+            return [Bump(**bump) for bump in given]
+        except TypeError as error:
+            raise ConfigError(
+                f"landscape.{name}: {error}. A bump has at, height, radius_km and bearing_deg."
+            ) from error
+
+    def _sum(self, bumps: Sequence[Bump], xy_km: _Array) -> _Array:
+        if not bumps:
+            return np.zeros(len(xy_km))
+        angle = np.radians([bump.bearing_deg for bump in bumps])
+        radius = np.array([bump.radius_km for bump in bumps])
+        delta = xy_km[:, None] - self._plane.xy_km([bump.at for bump in bumps])
+        east, north = delta[..., 0], delta[..., 1]
+        along = (east * np.sin(angle) + north * np.cos(angle)) / radius[:, 0]
+        across = (east * np.cos(angle) - north * np.sin(angle)) / radius[:, 1]
+        return np.exp(-0.5 * (along**2 + across**2)) @ np.array([bump.height for bump in bumps])
+
+    def elevation_m(self, latlon_deg: ArrayLike) -> _Array:
+        """(N,) smooth elevation in metres at (N, 2) degrees."""
+        return self._base_elevation_m + self._sum(self._relief, self._xy(latlon_deg))
+
+    def aridity(self, latlon_deg: ArrayLike) -> _Array:
+        """(N,) from 0, lush, to 1, desert; land along rivers is greener."""
+        xy = self._xy(latlon_deg)
+        green = 0.25 * np.exp(-((self._rivers.distance_km(xy) / 25.0) ** 2))
+        return np.clip(self._base_aridity + self._sum(self._aridity, xy) - green, 0.0, 1.0)
+
+    def density(self, latlon_deg: ArrayLike) -> _Array:
+        """(N,) density of building: the maximum over all towns, 0 to 1."""
+        delta = self._xy(latlon_deg)[:, None] - self._towns_km[None]
+        squared = (delta**2).sum(-1) / self._town_km**2
+        return (self._town_size * np.exp(-0.5 * squared)).max(1)
+
+    def river_km(self, latlon_deg: ArrayLike) -> _Array:
+        """(N,) kilometres to the nearest river; infinite without one."""
+        return self._rivers.distance_km(self._xy(latlon_deg))
+
+    def coast_km(self, latlon_deg: ArrayLike) -> _Array:
+        """(N,) kilometres to the coast; infinite without one."""
+        return self._coast.distance_km(self._xy(latlon_deg))
+
+    def style_waves(self, latlon_deg: ArrayLike) -> tuple[_Array, _Array]:
+        """Regional (N, num_regional) and local (N, num_local) style waves, each in [0, 1]."""
+        xy = self._xy(latlon_deg)
+        return self._regional(xy), self._local(xy)
+
+    def skyline(self, latlon_deg: ArrayLike) -> _Array:
+        """(N, SKYLINE_TERMS) coefficients, blended bilinearly between the nodes of a grid."""
+        position = self._xy(latlon_deg) / self.config.skyline_tile_km
+        corner = np.floor(position).astype(int)
+        share = position - corner
+        out = np.zeros((len(position), SKYLINE_TERMS))
+        for k, ((ix, iy), (fx, fy)) in enumerate(zip(corner, share, strict=True)):
+            for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+                weight = (fx if dx else 1 - fx) * (fy if dy else 1 - fy)
+                out[k] += weight * np.array(self._tile("skyline", ix + dx, iy + dy)[:SKYLINE_TERMS])
+        return out
+
+    def _xy(self, latlon_deg: ArrayLike) -> _Array:
+        return self._plane.xy_km(np.asarray(latlon_deg, float).reshape(-1, 2))
+
+    def _tile_rng(self, purpose: str, ix: int, iy: int) -> tuple[float, ...]:
+        """Numbers that belong to a tile: standard normal for skylines, uniform otherwise."""
+        salt = int.from_bytes(purpose.encode()[:6], "big")
+        # Tile numbers may be negative, seeds may not.
+        rng = np.random.default_rng([self.config.seed, salt, ix + 2**20, iy + 2**20])
+        draws = rng.standard_normal(8) if purpose == "skyline" else rng.random(8)
+        return tuple(draws.tolist())
+
+    def scene(
+        self,
+        latitude: float,
+        longitude: float,
+        province_id: int,
+        rng: np.random.Generator,
+        difficulty: float,
+    ) -> Scene:
+        """What a photo taken at a coordinate shows.
+
+        Args:
+            latitude, longitude: degrees.
+            province_id: class index of the province there.
+            rng: chance of this one photo: its camera, and what happens to be there.
+            difficulty: scale of all nuisance; 0 shows every cue undisturbed.
+        """
+        c, here = self.config, (latitude, longitude)
+        xy = self._xy(here)[0]
+        r, w = (waves[0].tolist() for waves in self.style_waves(here))
+        elevation = float(self.elevation_m(here)[0])
+        vegetation = 1.0 - float(self.aridity(here)[0])
+        chance = rng.random(14).tolist()
+        sway = (0.07 * difficulty * rng.standard_normal(4)).tolist()
+        vegetation = _clip(vegetation + sway[0], 0.03, 0.97)
+        density = _clip(self.density(here)[0] + sway[1], 0.0, 1.0)
+        height = _clip((elevation - 150.0) / 3200.0, 0.0, 1.0)
+        snow = _clip((elevation - c.snow_line_m) / 2600.0, 0.0, 0.7)
+        if snow > 0:
+            snow = _clip(snow + 0.1 + sway[2], 0.1, 0.8)
+
+        def style(k: int) -> ProvinceStyle:
+            other = int(chance[k] / c.style_mixing * len(self.styles)) if c.style_mixing else -1
+            return self.styles[other if chance[k] < c.style_mixing else province_id]
+
+        dry = hsv(0.075 + 0.06 * r[0], 0.28 + 0.25 * r[1], 0.62 + 0.24 * r[2])
+        moist = hsv(0.07 + 0.05 * r[0], 0.35 + 0.2 * r[1], 0.42 + 0.18 * r[2])
+        soil = mix(dry, moist, vegetation)
+        green = hsv(0.2 + 0.16 * r[3], 0.5 + 0.25 * w[0], 0.42 + 0.24 * r[4])
+        rock = mix(
+            mix(soil, (0.47, 0.45, 0.46), 0.35 + 0.4 * height),
+            green,
+            0.75 * vegetation * (1 - snow),
+        )
+        walls = style(0).walls
+        wall = mix(
+            walls[int(chance[1] * len(walls))],
+            hsv(r[5] + 0.25 * (w[1] - 0.5), 0.5, 0.85),
+            0.4,
+        )
+        if density > 0.5 and chance[2] < 0.8:
+            ground = "paving"
+        elif vegetation > 0.5:
+            ground = "crops" if height < 0.25 and chance[2] < 0.75 else "grass"
+        else:
+            ground = "sand" if vegetation < 0.28 and height < 0.25 else "soil"
+        water = "none"
+        if chance[3] < 0.75 * np.exp(-self.coast_km(here)[0] / 6.0):
+            water = "sea"
+        elif chance[3] < 0.6 * np.exp(-self.river_km(here)[0] / 4.0):
+            water = "river"
+
+        tile = self._tile("kind", *np.floor(xy / c.landmark_tile_km).astype(int).tolist())
+        detail = self._tile("detail", *np.floor(xy / c.landmark_detail_km).astype(int).tolist())
+        shown = chance[4] >= c.landmark_missing * difficulty
+        vehicles = style(5).vehicles
+        roofs, plants, paint = style(6), style(7), style(8)
+        return Scene(
+            # Plains have a low line of trees or dunes, so that the skyline is a cue there too.
+            relief=0.16 + 0.84 * height**0.8,
+            skyline=tuple(self.skyline(here)[0].tolist()),
+            jagged=0.15 + 0.75 * height,
+            snow=snow,
+            ridge_rgb=rock,
+            soil_rgb=soil,
+            vegetation_rgb=green,
+            vegetation=vegetation,
+            ground=ground,
+            row_slant=w[6],
+            row_spacing=r[9],
+            water=water,
+            density=density,
+            wall_rgb=wall,
+            roof_rgb=mix(roofs.roof_rgb, hsv(w[1], 0.5, 0.7), 0.15),
+            stripe_rgb=hsv(w[4], 0.65, 0.45 + 0.45 * r[7]),
+            plinth_rgb=hsv(w[7] * 0.85 + 0.1 * r[12], 0.6, 0.6),
+            roof=roofs.roof,
+            glazing=_clip(style(9).glazing + 0.1 * (r[8] - 0.5), 0, 1),
+            stripes=0.5 * (r[7] + w[3]),
+            windows=0.5 * (r[8] + w[5]),
+            plinth=r[10],
+            awning=bool(chance[10] < c.awning_share),
+            awning_rgb=hsv(0.85 * r[6], 0.8, 0.55 + 0.4 * w[2]),
+            awning_trim_rgb=hsv(0.85 * w[2], 0.45, 0.95),
+            tree=plants.tree,
+            tree_rgb=mix(plants.tree_rgb, green, 0.35),
+            tree_size=r[12],
+            trees=_clip(0.2 + 0.65 * vegetation - 0.2 * density + sway[3], 0.0, 1.0),
+            kerb_rgb=hsv(0.85 * r[11], 0.75, 0.85),
+            kerb_trim_rgb=hsv(0.85 * w[8], 0.6, 0.95 - 0.5 * w[9]),
+            flags=0.8 * r[13] if chance[11] < 0.6 else 0.0,
+            flag_rgb=hsv(0.85 * w[9], 0.75, 0.85),
+            vehicle=vehicles[int(chance[13] * len(vehicles))]
+            if chance[12] < c.vehicle_share
+            else "none",
+            vehicle_rgb=paint.vehicle_rgb,
+            vehicle_trim_rgb=paint.vehicle_trim_rgb,
+            landmark=LANDMARKS[1 + int(tile[0] * (len(LANDMARKS) - 1))] if shown else "none",
+            landmark_rgb=hsv(tile[1], 0.25 + 0.65 * tile[2], 0.45 + 0.5 * tile[3]),
+            landmark_trim_rgb=hsv(detail[0], 0.8, 0.4 + 0.55 * detail[1]),
+            landmark_height=detail[2],
+            landmark_width=detail[3],
+            landmark_bands=int(detail[4] * (MAX_BANDS + 1)),
+            landmark_flanks=int(detail[5] * 3),
+            camera=random_camera(rng, difficulty),
+        )
+
+
+def town_radius_km(population: ArrayLike) -> _Array:
+    """Radius in kilometres over which a town's photos scatter, (T,) from (T,) inhabitants."""
+    return 1.2 + 1.6 * (np.asarray(population, float) / 1e5) ** 0.4
+
+
+class _Lines:
+    """Polylines, to be asked for the distance to the nearest one."""
+
+    def __init__(self, lines: Sequence[_Array]) -> None:
+        empty = np.zeros((0, 2))
+        self._start = np.concatenate([empty, *(line[:-1] for line in lines)])
+        self._along = np.concatenate([empty, *(np.diff(line, axis=0) for line in lines)])
+
+    def distance_km(self, xy_km: _Array) -> _Array:
+        """(N,) distance of (N, 2) points; infinite if there is no line."""
+        if not len(self._start):
+            return np.full(len(xy_km), np.inf)
+        delta = xy_km[:, None] - self._start
+        share = (delta * self._along).sum(-1) / (self._along**2).sum(-1)
+        gap = delta - np.clip(share, 0.0, 1.0)[..., None] * self._along
+        return np.sqrt((gap**2).sum(-1).min(1))
+
+
+def _clip(value: float, low: float, high: float) -> float:
+    return float(min(max(value, low), high))
