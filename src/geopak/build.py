@@ -76,13 +76,6 @@ def build_region(cfg: DictConfig) -> Region:
     return Region.from_config(plain(cfg.region))
 
 
-def build_outlines(region: Region) -> Outlines:
-    """The region's province outlines, from the file that it names."""
-    if region.boundaries is None:
-        raise ConfigError(f"region.boundaries is not set for {region.title}.")
-    return Outlines.load(region.boundaries, region, region.boundary_name_field)
-
-
 def build_phase(cfg: DictConfig) -> Phase:
     """The phase of ``cfg.phase``."""
     section = plain(cfg.phase)

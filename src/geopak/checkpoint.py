@@ -127,8 +127,19 @@ def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
     (folder / "run.json").write_text(text, encoding="utf-8")
 
 
+def newest_finished(run_root: Path, phase: int) -> Path | None:
+    """The best checkpoint of the newest finished run of a phase below ``outputs/<name>``."""
+    newest: tuple[float, Path] | None = None
+    for record in sorted((run_root / f"phase-{phase}").glob("*/run.json")):
+        best = record.parent / CHECKPOINT_FOLDER / f"{BEST_NAME}.ckpt"
+        finished = json.loads(record.read_text(encoding="utf-8"))["finished_unix"]
+        if best.is_file() and (newest is None or finished > newest[0]):
+            newest = (finished, best)
+    return newest[1] if newest else None
+
+
 def find_parent(run_root: Path, parent: int, overrides: str) -> Path:
-    """The best checkpoint of the newest finished run of a phase.
+    """The checkpoint that a phase starts from, found by itself.
 
     Args:
         run_root: ``outputs/<name>``, which holds ``phase-<k>/<run>/``.
@@ -138,24 +149,12 @@ def find_parent(run_root: Path, parent: int, overrides: str) -> Path:
     Raises:
         CheckpointError: there is none; names the command to run.
     """
-    newest: tuple[float, Path] | None = None
-    unfinished: Path | None = None
-    for folder in sorted((run_root / f"phase-{parent}").glob("*")):
-        best = folder / CHECKPOINT_FOLDER / f"{BEST_NAME}.ckpt"
-        record = folder / "run.json"
-        if not best.is_file():
-            continue
-        if not record.is_file():
-            unfinished = best
-            continue
-        finished = json.loads(record.read_text(encoding="utf-8"))["finished_unix"]
-        if newest is None or finished > newest[0]:
-            newest = (finished, best)
-    if newest:
-        return newest[1]
+    found = newest_finished(run_root, parent)
+    if found:
+        return found
+    unfinished = sorted((run_root / f"phase-{parent}").glob(f"*/{CHECKPOINT_FOLDER}/last.ckpt"))
     hint = (
-        f" A run that did not finish left {unfinished}: continue it with resume_from=, or take it "
-        "as it is with init_from=."
+        f"\nA run that did not finish left {unfinished[-1]}: continue it with resume_from=."
         if unfinished
         else ""
     )
@@ -163,4 +162,20 @@ def find_parent(run_root: Path, parent: int, overrides: str) -> Path:
         f"This phase starts from phase {parent}, of which there is no finished run below "
         f"{run_root}. Run it first:\n\n    python -m geopak.train phase={parent}{overrides}\n\n"
         f"or pass init_from=CHECKPOINT.{hint}"
+    )
+
+
+def find_latest(run_root: Path) -> Path:
+    """The best checkpoint of the highest phase that has a finished run.
+
+    Raises:
+        CheckpointError: there is none; names the command to run.
+    """
+    phases = sorted((int(p.name.removeprefix("phase-")) for p in run_root.glob("phase-*")))
+    for phase in reversed(phases):
+        if found := newest_finished(run_root, phase):
+            return found
+    raise CheckpointError(
+        f"There is no finished run below {run_root}. Pass ckpt=CHECKPOINT, or train first:\n\n"
+        "    python -m geopak.train -m phase=0,1,2\n"
     )

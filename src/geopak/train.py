@@ -54,7 +54,7 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
     prepared = build.build_prepared(cfg, region)
     model_config = build.plain(cfg.model)
     datamodule = build.build_datamodule(cfg, prepared, region, model_config["image_size"])
-    outlines = build.build_outlines(region)
+    outlines = build.Outlines.of_region(region)
 
     import lightning as L
 

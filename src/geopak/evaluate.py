@@ -1,0 +1,165 @@
+"""Measures a checkpoint on a split it never saw: ``python -m geopak.evaluate ckpt=…``.
+
+The only command that opens the test split.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from geopak.cli import entry_point
+from geopak.errors import PreparedSetError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from geopak.build import Trained
+    from geopak.data.dataset import PreparedSet
+    from geopak.report.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
+
+
+def run_model(
+    trained: Trained,
+    prepared: PreparedSet,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    num_workers: int,
+) -> Evaluation:
+    """Predicts every photo by every decoding rule, end to end.
+
+    Args:
+        trained: the model with its own cells.
+        prepared: photos and their truth.
+        rows: of the photos.
+        batch_size, num_workers: of the loader.
+    """
+    import numpy as np
+    import torch
+    from torch.utils.data import DataLoader
+
+    from geopak.data.dataset import PhotoDataset
+    from geopak.data.sampler import SequentialBatchSampler
+    from geopak.models.decode import RULES, cell_rank, decode
+    from geopak.report.evaluation import Evaluation
+
+    model, cells = trained.model, trained.cells
+    device = model.cell_center_deg.device
+    photos = prepared.photos.iloc[rows]
+    latlon = photos[["latitude", "longitude"]].to_numpy(float)
+    province_id = photos["province_id"].to_numpy(np.int64)
+    # The model's own cells: those of the set are the same, or it was asked for another set.
+    cell_id = cells.nearest(latlon, province_id)
+    loader = DataLoader(
+        PhotoDataset(prepared, model.image_size),
+        batch_size=None,
+        sampler=SequentialBatchSampler(rows.tolist(), batch_size),
+        num_workers=num_workers,
+    )
+    parts: list[dict[str, torch.Tensor]] = []
+    done = 0
+    with torch.inference_mode():
+        for batch in loader:
+            true_cell = torch.from_numpy(cell_id[done : done + len(batch["row"])]).to(device)
+            done += len(batch["row"])
+            output = model(batch["image"].to(device).float() / 255)
+            decoded = decode(model, output, trained.decoding, list(RULES))
+            main = decoded[trained.decoding.rule]
+            parts.append(
+                {f"rule/{rule}": d.latlon_deg for rule, d in decoded.items()}
+                | {
+                    "province_prob": output.province_logits.softmax(-1),
+                    "cell_rank": cell_rank(output, model.cell_province_id, true_cell),
+                    "confidence": main.confidence,
+                    "teacher_forced": model.locate(output.fused, true_cell),
+                    "hypothesis": main.hypothesis_latlon_deg,
+                    "probability": main.probability,
+                    "gate": output.gate,
+                }
+            )
+    found = {name: torch.cat([p[name] for p in parts]).cpu().double().numpy() for name in parts[0]}
+    group = None
+    if {"author", "captured_at"} <= set(photos.columns):
+        day = photos["captured_at"].astype(str).str[:10]
+        group = (photos["author"].astype(str) + " " + day).to_numpy()
+    return Evaluation(
+        id=photos["id"].astype(str).to_list(),
+        path=photos["path"].to_list(),
+        latlon_deg=latlon,
+        province_id=province_id,
+        cell_id=cell_id,
+        urban=cells.urban[cell_id],
+        predicted_latlon_deg={rule: found[f"rule/{rule}"] for rule in RULES},
+        rule=trained.decoding.rule,
+        province_prob=found["province_prob"],
+        cell_rank=found["cell_rank"].astype(np.int64),
+        confidence=found["confidence"],
+        confidence_km=trained.decoding.confidence_km,
+        teacher_forced_latlon_deg=found["teacher_forced"],
+        hypothesis_latlon_deg=found["hypothesis"],
+        hypothesis_probability=found["probability"],
+        gate=found["gate"],
+        group=group,
+    )
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluates, writes the report folder, and returns the content of ``report.json``."""
+    import torch
+
+    from geopak.build import load_trained
+    from geopak.checkpoint import find_latest
+    from geopak.data.dataset import PreparedSet
+    from geopak.report.evaluation import write_report
+
+    checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    trained = load_trained(checkpoint, device)
+    prepared = PreparedSet.read(cfg.prepared, cfg.root, trained.region)
+    same_set = prepared.cells.fingerprint() == trained.cells.fingerprint()
+    if not same_set and not cfg.other_set:
+        raise PreparedSetError(
+            f"{cfg.prepared} is not the set that {checkpoint} was trained on (its geocells differ), "
+            "so its test photos may be the model's train photos. Pass prepared=FOLDER of that set, "
+            "or other_set=true if no photo of this set was trained on."
+        )
+    rows = prepared.rows(cfg.split)
+    evaluation = run_model(trained, prepared, rows, cfg.batch_size, cfg.num_workers)
+    folder = Path(cfg.out) if cfg.out else checkpoint.parent.parent / f"report-{cfg.split}"
+    context = {
+        "checkpoint": checkpoint.name,
+        "run": checkpoint.parent.parent.name,
+        "phase": f"{trained.phase['index']} ({trained.phase['title']})",
+        "model": trained.config["model"]["name"],
+        "region": trained.region.title,
+        "split": cfg.split,
+        "same set as training": same_set,
+    }
+    report = write_report(
+        folder,
+        evaluation,
+        trained.region,
+        trained.outlines,
+        trained.cells,
+        context,
+        prepared.root,
+        num_resamples=cfg.bootstrap_resamples,
+        seed=cfg.seed,
+    )
+    log.info("report: %s", folder / "report.html")
+    return report
+
+
+@entry_point("evaluate")
+def main(cfg: DictConfig) -> None:
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()
