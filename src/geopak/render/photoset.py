@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from geopak.errors import ConfigError, nearest_name
@@ -795,6 +795,6 @@ def contact_sheet(
         paths = good.loc[good["true_province_id"] == province, "path"].head(count)
         for column, path in enumerate(paths):
             with Image.open(out / path) as image:
-                image.thumbnail((tile_px - 2, height - 2))
-                sheet.paste(image, (column * tile_px + 1, top + label))
+                tile = ImageOps.fit(image, (tile_px - 2, height - 2))
+            sheet.paste(tile, (column * tile_px + 1, top + label))
     return sheet

@@ -958,8 +958,10 @@ def _expose(c: _Canvas) -> NDArray[np.uint8]:
         np.clip(255 * (levels * light * warm * balance * camera.gain) ** camera.gamma, 0, 255)
         for warm, balance in zip(evening, camera.white_balance, strict=True)
     ]
-    c.image = c.image.point(np.concatenate(tables).astype(np.uint8).tolist())
-    pixels = np.asarray(c.image).astype(np.float32)
+    seen = np.asarray(c.image)
+    pixels = np.empty(seen.shape, np.float32)
+    for channel, table in enumerate(tables):
+        pixels[..., channel] = table.astype(np.float32)[seen[..., channel]]
     pixels += np.float32(camera.noise) * rng.standard_normal((c.height, c.width, 1), np.float32)
     return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
 

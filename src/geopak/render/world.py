@@ -211,6 +211,53 @@ class _Waves:
         return 0.5 + 0.5 * np.sin(xy_km @ self._wave + self._phase)
 
 
+class _Hills:
+    """A field that is a sum of bumps."""
+
+    def __init__(self, bumps: Sequence[Bump], plane: _Plane) -> None:
+        angle = np.radians([bump.bearing_deg for bump in bumps])
+        self._top = plane.xy_km(np.array([bump.at for bump in bumps]).reshape(-1, 2))
+        self._along = np.stack((np.sin(angle), np.cos(angle)), -1)
+        self._across = np.stack((np.cos(angle), -np.sin(angle)), -1)
+        radius = np.array([bump.radius_km for bump in bumps]).reshape(-1, 2)
+        self._along /= radius[:, :1]
+        self._across /= radius[:, 1:]
+        self._height = np.array([bump.height for bump in bumps], float)
+
+    def __call__(self, xy_km: _Array) -> _Array:
+        """(N, 2) km -> (N,)."""
+        delta = xy_km[:, None] - self._top
+        squared = (delta * self._along).sum(-1) ** 2 + (delta * self._across).sum(-1) ** 2
+        return np.exp(-0.5 * squared) @ self._height
+
+
+def _bumps(
+    given: Sequence[Mapping[str, Any]] | None,
+    name: str,
+    heights: tuple[float, float],
+    towns: Towns,
+    rng: np.random.Generator,
+) -> list[Bump]:
+    if given is None:
+        low, high = towns.latlon_deg.min(0), towns.latlon_deg.max(0)
+        span_km = float(np.linalg.norm((high - low) * KM_PER_DEGREE))
+        return [
+            Bump(
+                at=tuple(rng.uniform(low, high)),
+                height=float(rng.uniform(*heights)),
+                radius_km=tuple(span_km * rng.uniform(0.05, 0.16, 2)),
+                bearing_deg=float(rng.uniform(0, 180)),
+            )
+            for _ in range(10)
+        ]
+    try:
+        return [Bump(**bump) for bump in given]
+    except TypeError as error:
+        raise ConfigError(
+            f"landscape.{name}: {error}. A bump has at, height, radius_km and bearing_deg."
+        ) from error
+
+
 class World:
     """What there is at every coordinate of a region.
 
@@ -249,8 +296,9 @@ class World:
         self._local = _Waves(rng, config.num_local, config.local_km)
         self._base_elevation_m = float(landscape.get("base_elevation_m", 0.0))
         self._base_aridity = float(landscape.get("base_aridity", 0.5))
-        self._relief = self._bumps(landscape.get("relief"), "relief", (500.0, 2500.0), towns, rng)
-        self._aridity = self._bumps(landscape.get("aridity"), "aridity", (-0.4, 0.4), towns, rng)
+        relief = _bumps(landscape.get("relief"), "relief", (500.0, 2500.0), towns, rng)
+        aridity = _bumps(landscape.get("aridity"), "aridity", (-0.4, 0.4), towns, rng)
+        self._relief, self._aridity = _Hills(relief, self._plane), _Hills(aridity, self._plane)
         self._rivers = _Lines([self._plane.xy_km(p) for p in landscape.get("rivers") or ()])
         self._coast = _Lines([self._plane.xy_km(p) for p in landscape.get("coast") or ()])
 
@@ -268,53 +316,15 @@ class World:
         )
         self._tile = functools.lru_cache(maxsize=65536)(self._tile_rng)
 
-    @staticmethod
-    def _bumps(
-        given: Sequence[Mapping[str, Any]] | None,
-        name: str,
-        heights: tuple[float, float],
-        towns: Towns,
-        rng: np.random.Generator,
-    ) -> list[Bump]:
-        if given is None:
-            low, high = towns.latlon_deg.min(0), towns.latlon_deg.max(0)
-            span_km = float(np.linalg.norm((high - low) * KM_PER_DEGREE))
-            return [
-                Bump(
-                    at=tuple(rng.uniform(low, high)),
-                    height=float(rng.uniform(*heights)),
-                    radius_km=tuple(span_km * rng.uniform(0.05, 0.16, 2)),
-                    bearing_deg=float(rng.uniform(0, 180)),
-                )
-                for _ in range(10)
-            ]
-        try:
-            return [Bump(**bump) for bump in given]
-        except TypeError as error:
-            raise ConfigError(
-                f"landscape.{name}: {error}. A bump has at, height, radius_km and bearing_deg."
-            ) from error
-
-    def _sum(self, bumps: Sequence[Bump], xy_km: _Array) -> _Array:
-        if not bumps:
-            return np.zeros(len(xy_km))
-        angle = np.radians([bump.bearing_deg for bump in bumps])
-        radius = np.array([bump.radius_km for bump in bumps])
-        delta = xy_km[:, None] - self._plane.xy_km([bump.at for bump in bumps])
-        east, north = delta[..., 0], delta[..., 1]
-        along = (east * np.sin(angle) + north * np.cos(angle)) / radius[:, 0]
-        across = (east * np.cos(angle) - north * np.sin(angle)) / radius[:, 1]
-        return np.exp(-0.5 * (along**2 + across**2)) @ np.array([bump.height for bump in bumps])
-
     def elevation_m(self, latlon_deg: ArrayLike) -> _Array:
         """(N,) smooth elevation in metres at (N, 2) degrees."""
-        return self._base_elevation_m + self._sum(self._relief, self._xy(latlon_deg))
+        return self._base_elevation_m + self._relief(self._xy(latlon_deg))
 
     def aridity(self, latlon_deg: ArrayLike) -> _Array:
         """(N,) from 0, lush, to 1, desert; land along rivers is greener."""
         xy = self._xy(latlon_deg)
         green = 0.25 * np.exp(-((self._rivers.distance_km(xy) / 25.0) ** 2))
-        return np.clip(self._base_aridity + self._sum(self._aridity, xy) - green, 0.0, 1.0)
+        return np.clip(self._base_aridity + self._aridity(xy) - green, 0.0, 1.0)
 
     def density(self, latlon_deg: ArrayLike) -> _Array:
         """(N,) density of building: the maximum over all towns, 0 to 1."""
