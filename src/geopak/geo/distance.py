@@ -35,7 +35,8 @@ def haversine_km(a_deg: Tensor, b_deg: Tensor) -> Tensor:
     delta = torch.deg2rad(b_deg - a_deg)
     sin2 = torch.sin(delta / 2).square()
     h = sin2[..., 0] + torch.cos(a[..., 0]) * torch.cos(b[..., 0]) * sin2[..., 1]
-    rest = (1 - h).clamp_min(0)
+    # Rounding takes h below 0 beside a pole, where cos(90°) is negative, and above 1 at an antipode.
+    h, rest = h.clamp_min(0), (1 - h).clamp_min(0)
     return 2 * EARTH_RADIUS_KM * torch.atan2(torch.sqrt(h + eps) - eps**0.5, torch.sqrt(rest + eps))
 
 
@@ -54,9 +55,13 @@ def unit_vectors(latlon_deg: Tensor) -> Tensor:
 
 
 def latlon_of_vectors(vectors: Tensor) -> Tensor:
-    """(..., 3) vectors of any length -> (..., 2) degrees."""
+    """(..., 3) vectors of any length -> (..., 2) degrees; gradients are finite on the axis too."""
     x, y, z = vectors.unbind(-1)
-    return torch.rad2deg(torch.stack((torch.atan2(z, torch.hypot(x, y)), torch.atan2(y, x)), -1))
+    horizontal = torch.sqrt(x.square() + y.square() + 1e-30)
+    # A pole has every longitude: 0 is chosen.
+    on_axis = (x == 0) & (y == 0)
+    longitude = torch.atan2(y, x.masked_fill(on_axis, 1.0))
+    return torch.rad2deg(torch.stack((torch.atan2(z, horizontal), longitude), -1))
 
 
 def spherical_mean(latlon_deg: Tensor, weights: Tensor | None = None) -> Tensor:
