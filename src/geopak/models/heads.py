@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 OUTPUT_STD = 0.01
+# Keeps an offset within its bound whatever the rounding.
+_INSIDE = 1 - 1e-6
 
 
 def _small_output(in_dim: int, out_dim: int) -> nn.Linear:
@@ -109,10 +111,11 @@ class OffsetHead(nn.Module):
 
 
 def bounded_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
-    """Maps a free vector smoothly into a disc: bound · v · tanh|v| / |v|.
+    """Maps a free vector smoothly into a disc: bound · v / √(1 + |v|²).
 
-    The one bound used in training and at inference. Unlike a clamp it has a gradient outside, and
-    the limit at v = 0 is finite in value and gradient.
+    The one bound used in training and at inference. Its gradient is finite everywhere and decays
+    like a power of |v|: unlike behind a clamp or a tanh, an offset far outside still learns to
+    come back.
 
     Args:
         free: (..., 2).
@@ -121,8 +124,11 @@ def bounded_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
     Returns:
         (..., 2) kilometres north and east, of length below ``bound_km``.
     """
-    length = torch.sqrt(free.square().sum(-1, keepdim=True) + 1e-12)
-    return bound_km.unsqueeze(-1) * free * (torch.tanh(length) / length)
+    # Half precision would overflow; hypot does not, and is nowhere zero here.
+    free = free.to(torch.promote_types(free.dtype, bound_km.dtype))
+    north, east = free.unbind(-1)
+    stretched = torch.hypot(torch.hypot(north, torch.ones_like(north)), east)
+    return (_INSIDE * bound_km / stretched).unsqueeze(-1) * free
 
 
 class AuxiliaryHead(nn.Module):
