@@ -76,6 +76,10 @@ class Encoder(nn.Module):
         """
         body = self.body()
         own = body.state_dict()
+        # BatchNorm counts its batches since PyTorch 0.4.1, files like Places365's are older. The
+        # count is not used at a fixed momentum.
+        counters = {k: v for k, v in own.items() if k.endswith(".num_batches_tracked")}
+        state = {**counters, **state}
         missing = sorted(own.keys() - state.keys())
         unexpected = sorted(state.keys() - own.keys())
         shapes = sorted(
