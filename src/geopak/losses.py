@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geopak.errors import ConfigError
+from geopak.errors import ConfigError, nearest_name
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km, haversine_km_array
 from geopak.geo.region import Region
@@ -105,6 +105,9 @@ class GeolocationLoss(nn.Module):
         cells: gives centers, neighbours and train counts.
         options: weights and scales.
         terms: the terms in use; a phase that trains no cell head leaves ``cell`` out.
+
+    Raises:
+        ConfigError: no term, or an unknown one.
     """
 
     class_weight: Tensor
@@ -120,6 +123,14 @@ class GeolocationLoss(nn.Module):
         terms: tuple[str, ...] = TERMS,
     ) -> None:
         super().__init__()
+        for term in terms:
+            if term not in TERMS:
+                raise ConfigError(
+                    f"phase.losses names {term!r}.{nearest_name(term, TERMS)} "
+                    f"Known: {', '.join(TERMS)}."
+                )
+        if not terms:
+            raise ConfigError(f"phase.losses is empty. Known: {', '.join(TERMS)}.")
         self.options = options
         self.terms = terms
         count = torch.zeros(region.num_provinces, dtype=torch.long)

@@ -36,6 +36,8 @@ SAFE: dict[str, Any] = {
     "blur": 0.1,
     "noise": 0.02,
 }
+# Settings that are ranges, and the largest value in each.
+_RANGES = {"crop_scale": 1.0, "crop_ratio": math.inf}
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -56,7 +58,7 @@ class Augmenter:
     def __init__(
         self, size: int, settings: Mapping[str, Any] | None = None, allow_unsafe: bool = False
     ) -> None:
-        given = {k: v for k, v in dict(settings or {}).items()}
+        given = dict(settings or {})
         known = [*SAFE, *UNSAFE]
         for name, value in given.items():
             if name not in known:
@@ -71,18 +73,23 @@ class Augmenter:
                 )
         self.size = size
         self.settings = {**SAFE, **given}
-        for name in ("crop_scale", "crop_ratio"):
-            low, high = self.settings[name] or (1.0, 1.0)
-            if not 0 < low <= high or (name == "crop_scale" and high > 1):
-                raise ConfigError(f"data.augmentation.{name}=[{low}, {high}] is not a valid range.")
-            self.settings[name] = (float(low), float(high))
         for name in known:
-            value = self.settings.get(name) or 0.0
-            if isinstance(value, tuple):
-                continue
-            if not 0 <= value <= (180 if name == "rotation" else 1):
-                raise ConfigError(f"data.augmentation.{name}={value} is out of range.")
-            self.settings[name] = float(value)
+            value = self.settings.get(name)
+            try:
+                if name in _RANGES:
+                    low, high = map(float, value or (1.0, 1.0))
+                    valid = 0 < low <= high <= _RANGES[name]
+                    self.settings[name] = (low, high)
+                else:
+                    self.settings[name] = float(value or 0)
+                    valid = 0 <= self.settings[name] <= (180 if name == "rotation" else 1)
+            except (TypeError, ValueError):
+                valid = False
+            if not valid:
+                wanted = "a range [low, high]" if name in _RANGES else "a number"
+                raise ConfigError(
+                    f"data.augmentation.{name}={value} is out of range or not {wanted}."
+                )
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augments a batch.
