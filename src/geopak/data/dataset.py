@@ -41,21 +41,21 @@ def load_image(source: str | Path | Image.Image | NDArray[Any], size: int) -> Te
     Raises:
         PhotoError: missing, not an image, truncated, or an array of another shape or type.
     """
-    if isinstance(source, Image.Image):
-        return _square(source, size)
     if isinstance(source, np.ndarray):
         return _square(_image_of_array(source), size)
-    path = Path(source)
-    if not path.is_file():
-        raise PhotoError(f"No photo at {path}.")
+    if not isinstance(source, Image.Image) and not Path(source).is_file():
+        raise PhotoError(f"No photo at {source}.")
     try:
-        with Image.open(path) as image:
+        # PIL decodes late: an image that is open already can still turn out to be truncated.
+        if isinstance(source, Image.Image):
+            return _square(source, size)
+        with Image.open(source) as image:
             # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; it stays at least as large as needed.
             image.draft("RGB", (size, size))
             return _square(image, size)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise PhotoError(f"Cannot read the photo {path}: {kind}.") from error
+        raise PhotoError(f"Cannot read the photo {source}: {kind}.") from error
 
 
 def _image_of_array(array: NDArray[Any]) -> Image.Image:
@@ -82,7 +82,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         # 32-bit modes carry no range of their own; 16-bit data is the usual content.
         top = 65535.0 if image.mode != "F" or values.max() > 255 else max(255.0, values.max())
         if image.mode == "F" and values.max() <= 1:
@@ -135,7 +135,10 @@ class PreparedSet:
                 f"No prepared set at {folder}. Make one: python -m geopak.prepare root={root} "
                 "(and before it, for the rendered photos: python -m geopak.synthetic)."
             )
-        photos = pd.read_parquet(table).reset_index(drop=True)
+        try:
+            photos = pd.read_parquet(table).reset_index(drop=True)
+        except (OSError, ValueError) as error:
+            raise PreparedSetError(f"{table} is not a photo table: {error}") from error
         for column in _COLUMNS:
             if column not in photos:
                 raise PreparedSetError(f"{table} has no column {column!r}. Prepare it again.")
