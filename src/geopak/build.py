@@ -14,7 +14,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from geopak import __version__
-from geopak.checkpoint import FORMAT, find_parent, load_state, read_checkpoint, warm_start
+from geopak.checkpoint import (
+    FORMAT,
+    find_parent,
+    load_state,
+    model_description,
+    read_checkpoint,
+    warm_start,
+)
 from geopak.errors import CheckpointError, ConfigError, nearest_name
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
@@ -177,10 +184,10 @@ def model_identity(
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a checkpoint carries beside weights: enough to predict from it alone."""
-    description = {k: v for k, v in model_config.items() if k != "pretrained"}
-    for encoder in ("semantic", "scene"):
-        # Where weights came from is a matter of one machine; what they fit is not.
-        description[encoder] = {"shape": model_config[encoder]["shape"]}
+    description = model_description(model_config) | {
+        "name": model_config["name"],
+        "fusion": model_config["fusion"],
+    }
     return {
         "format": FORMAT,
         "version": __version__,

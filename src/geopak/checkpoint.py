@@ -106,12 +106,12 @@ def warm_start(
             f"{path} comes from phase {identity['phase']['index']}; this phase starts from "
             f"{wanted}. To continue an interrupted run of the same phase use resume_from=."
         )
-    for part in ("semantic", "scene", "sizes", "image_size"):
-        if identity["model"].get(part) != model_config.get(part):
+    theirs, ours = model_description(identity["model"]), model_description(model_config)
+    for part in ours:
+        if theirs[part] != ours[part]:
             raise CheckpointError(
-                f"{path} holds the model {identity['model'].get('name')!r} with another {part}: "
-                f"{identity['model'].get(part)} instead of {model_config.get(part)}. Choose the "
-                "same model= as its run."
+                f"{path} holds the model {identity['model']['name']!r} with another {part}: "
+                f"{theirs[part]} instead of {ours[part]}. Choose the same model= as its run."
             )
     if CellTable.from_dict(identity["cells"]).fingerprint() != cells.fingerprint():
         raise CheckpointError(
@@ -119,6 +119,19 @@ def warm_start(
             f"before this one again: python -m geopak.train -m phase=0,1,2"
         )
     load_state(model, checkpoint, path)
+
+
+def model_description(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a ``model`` section that decides which weights fit.
+
+    Where pretrained weights lie and the rates they adapt at are no part of it.
+    """
+    return {
+        "image_size": config["image_size"],
+        "semantic": {"shape": config["semantic"]["shape"]},
+        "scene": {"shape": config["scene"]["shape"]},
+        "sizes": config["sizes"],
+    }
 
 
 def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:

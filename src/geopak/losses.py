@@ -72,12 +72,12 @@ def soft_cell_labels(cells: CellTable, tau_km: Tensor) -> tuple[Tensor, Tensor]:
         (N, 9) summing to 1, 0 at padding.
     """
     own = torch.arange(cells.num_cells).unsqueeze(1)
-    neighbours = torch.from_numpy(cells.neighbours)
+    neighbours = torch.tensor(cells.neighbours)
     valid = torch.cat((torch.ones_like(own, dtype=torch.bool), neighbours >= 0), dim=1)
     cell_id = torch.where(valid, torch.cat((own, neighbours), dim=1), own)
     centers = cells.center_latlon_deg
     distance_km = torch.from_numpy(haversine_km_array(centers[:, None], centers[cell_id.numpy()]))
-    tau = tau_km.double()[torch.from_numpy(cells.province_id)].unsqueeze(1)
+    tau = tau_km.double()[torch.tensor(cells.province_id)].unsqueeze(1)
     logits = (-distance_km / tau).masked_fill(~valid, -torch.inf)
     return cell_id, logits.softmax(-1).float()
 
@@ -134,7 +134,7 @@ class GeolocationLoss(nn.Module):
         self.options = options
         self.terms = terms
         count = torch.zeros(region.num_provinces, dtype=torch.long)
-        count.index_add_(0, torch.from_numpy(cells.province_id), torch.from_numpy(cells.count))
+        count.index_add_(0, torch.tensor(cells.province_id), torch.tensor(cells.count))
         tau = torch.tensor([p.tau_km for p in region.provinces])
         cell_id, q = soft_cell_labels(cells, tau)
         weight = effective_number_weights(count, options.class_weight_beta)

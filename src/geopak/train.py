@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,8 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
 
     from geopak.checkpoint import read_checkpoint, write_run_record
 
+    quieten_lightning()
+
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.resume_from:
         read_checkpoint(cfg.resume_from)
@@ -98,6 +101,21 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
         )
     log.info("best %s = %.4g: %s", phase.monitor, score, best)
     return TrainingResult(best, score, task, folder)
+
+
+def quieten_lightning() -> None:
+    """Leaves out what Lightning says about choices that are meant here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        # Frozen encoders stay in eval mode.
+        ".*module\\(s\\) in eval mode at the start of training.*",
+        # Photos kept in memory need no loader processes.
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def print_summary(

@@ -97,8 +97,8 @@ class Geolocator(nn.Module):
             sizes.offset_hidden,
             sizes.dropout,
         )
-        center = torch.from_numpy(cells.center_latlon_deg).float()
-        province = torch.from_numpy(cells.province_id)
+        center = torch.tensor(cells.center_latlon_deg, dtype=torch.float32)
+        province = torch.tensor(cells.province_id)
         scale = torch.tensor([p.offset_scale for p in region.provinces])
         self.auxiliary_head = AuxiliaryHead(
             sizes.dim,
@@ -110,7 +110,7 @@ class Geolocator(nn.Module):
         self.register_buffer("cell_center_deg", center)
         self.register_buffer("cell_province_id", province)
         self.register_buffer(
-            "offset_bound_km", torch.from_numpy(cells.radius_km).float() * scale[province]
+            "offset_bound_km", torch.tensor(cells.radius_km, dtype=torch.float32) * scale[province]
         )
 
     def train(self, mode: bool = True) -> Geolocator:

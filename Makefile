@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh machine with Python 3.11+, git and make:
+#   make demo    photos, preparation, three phases, report, prediction
+#   make test    the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Contended cores spin in OpenMP's waiting loops; a short spin costs nothing when they are quiet.
+export GOMP_SPINCOUNT ?= 1000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv from the pinned versions
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "geopak needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(READY)
+
+demo: setup ## the whole method on rendered photos, in minutes
+	$(BIN)/python -m geopak.demo
+
+test: setup ## the tests, without those marked slow or gpu
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+check: setup lint ## lint, types, layers, tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and everything below outputs/; photos and .venv stay
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache dist build
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find outputs -mindepth 1 ! -name .gitkeep -delete
+
+distclean: clean ## also remove .venv and everything below data/
+	rm -rf $(VENV)
+	find data -mindepth 1 ! -name .gitkeep -delete

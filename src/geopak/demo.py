@@ -1,0 +1,144 @@
+"""The whole method on the rendered photos, in minutes: ``python -m geopak.demo``.
+
+Photos, preparation, three phases, an evaluation report and a prediction, each with the
+configuration that the command of its own would compose, then a table of test-split results.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from geopak.cli import compose, entry_point
+
+log = logging.getLogger(__name__)
+
+
+class Stopwatch:
+    """Wall-clock seconds of named steps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str, command: str) -> Iterator[None]:
+        """Announces a step by the command that does the same, and times it."""
+        log.info("\n$ python -m geopak.%s", command)
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+
+
+def demo(cfg: DictConfig) -> dict[str, Any]:
+    """Runs all steps.
+
+    Returns:
+        The content of ``summary.json``: per phase and baseline the end-to-end results on the test
+        split, and the seconds of every step.
+    """
+    from geopak.build import plain
+    from geopak.evaluate import evaluate
+    from geopak.predict import predict
+    from geopak.prepare import prepare
+    from geopak.render.photoset import write_photo_set
+    from geopak.train import train
+
+    watch = Stopwatch()
+    folder = Path(cfg.paths.outputs) / cfg.name
+    root = str(cfg.root)
+
+    overrides = [f"out={root}", *cfg.synthetic]
+    with watch.step("photos", " ".join(["synthetic", *overrides])):
+        write_photo_set(plain(compose("synthetic", overrides)))
+    overrides = [f"root={root}", *cfg.prepare]
+    with watch.step("preparation", " ".join(["prepare", *overrides])):
+        prepare(compose("prepare", overrides))
+
+    checkpoints: dict[int, Path] = {}
+    reports: dict[int, dict[str, Any]] = {}
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for phase in (0, 1, 2):
+        overrides = [f"phase={phase}", f"name={cfg.name}", f"data.root={root}", *cfg.train[phase]]
+        with watch.step(f"phase_{phase}", " ".join(["train", *overrides])):
+            result = train(compose("train", overrides), folder / f"phase-{phase}" / stamp)
+        checkpoints[phase] = result.checkpoint
+        overrides = [f"ckpt={result.checkpoint}", f"root={root}"]
+        if phase == 2:
+            overrides.append(f"out={folder / 'report'}")
+        with watch.step(f"evaluation_{phase}", " ".join(["evaluate", *overrides])):
+            reports[phase] = evaluate(compose("evaluate", overrides))
+
+    photo = test_photo(Path(root))
+    overrides = [f"images={photo}", f"ckpt={checkpoints[2]}", f"map={folder / 'prediction.png'}"]
+    with watch.step("prediction", " ".join(["predict", *overrides])):
+        predict(compose("predict", overrides))
+
+    summary = {
+        "phases": {str(phase): headline(report) for phase, report in reports.items()},
+        "baselines": {
+            name: {"median_km": baseline["median_km"]["value"]}
+            for name, baseline in reports[2]["baselines"].items()
+        },
+        "num_test_photos": reports[2]["num_photos"],
+        "split": "test",
+        "seconds": {**watch.seconds, "total": round(sum(watch.seconds.values()), 1)},
+    }
+    path = folder / "summary.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print_summary(summary, folder)
+    return summary
+
+
+def headline(report: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of a report that the summary shows."""
+    end_to_end = report["end_to_end"]
+    names = ("median_km", "within_25km", "province_acc", "province_macro_acc")
+    return {name: end_to_end[name]["value"] for name in names}
+
+
+def test_photo(root: Path) -> Path:
+    """A photo of the test split."""
+    import pandas as pd
+
+    photos = pd.read_parquet(root / "prepared" / "photos.parquet", columns=["path", "split"])
+    return root / photos.loc[photos["split"] == "test", "path"].iloc[0]
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Prints the closing table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"end to end on {summary['num_test_photos']:,} test photos")
+    for column in ("", "median km", "within 25 km", "province macro accuracy"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, baseline in summary["baselines"].items():
+        table.add_row(f"baseline: {name.replace('_', ' ')}", f"{baseline['median_km']:.1f}", "", "")
+    for phase, values in summary["phases"].items():
+        table.add_row(
+            f"phase {phase}",
+            f"{values['median_km']:.1f}",
+            f"{values['within_25km']:.1%}",
+            f"{values['province_macro_acc']:.1%}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"report:     {folder / 'report' / 'report.html'}")
+    console.print(f"prediction: {folder / 'prediction.png'}")
+    console.print(f"summary:    {folder / 'summary.json'}, {summary['seconds']['total']:.0f} s")
+
+
+@entry_point("demo")
+def main(cfg: DictConfig) -> None:
+    demo(cfg)
+
+
+if __name__ == "__main__":
+    main()
