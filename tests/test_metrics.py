@@ -117,7 +117,8 @@ def test_calibration_error_equals_naive_loop(claims: list[tuple[float, bool]]) -
     assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(gap)
     bins = metrics.reliability(confidence, correct)
     assert bins.count.sum() == len(claims)
-    assert (bins.low <= bins.accuracy + 1e-9).all() and (bins.accuracy <= bins.high + 1e-9).all()
+    assert (bins.low <= bins.accuracy + 1e-9).all()
+    assert (bins.accuracy <= bins.high + 1e-9).all()
 
 
 @pytest.mark.parametrize("claims", [[], [1.5], [-0.1], [float("nan")]])
@@ -153,7 +154,8 @@ def test_bootstrap_is_reproducible_and_does_not_depend_on_the_block(
         return {"mean": metrics.mean_of(values, counts)}
 
     first = metrics.bootstrap_intervals(statistic, 500, num_resamples=9000, seed=4)
-    assert len(blocks) == 2 and sum(blocks) == 9000
+    assert len(blocks) == 2
+    assert sum(blocks) == 9000
     assert first == metrics.bootstrap_intervals(statistic, 500, num_resamples=9000, seed=4)
     assert first != metrics.bootstrap_intervals(statistic, 500, num_resamples=9000, seed=5)
     assert first["mean"] == pytest.approx(

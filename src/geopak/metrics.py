@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +30,10 @@ def _as_counts(counts: ArrayLike | None, num_photos: int) -> Array:
     return np.ones((1, num_photos)) if counts is None else np.asarray(counts, float)
 
 
-def _like(counts: ArrayLike | None, values: Array) -> Array:
+def _like(counts: ArrayLike | None, values: NDArray[Any]) -> Array:
     """Drops the resample axis again where there was none."""
-    return values[0] if counts is None else values
+    out: Array = values[0] if counts is None else values
+    return out
 
 
 def mean_of(values: ArrayLike, counts: ArrayLike | None = None) -> Array:
@@ -65,7 +67,8 @@ def quantiles_of(
 
     def order_statistic(k: Array) -> Array:
         # The k-th smallest (from 0) of the resample is the first photo that takes the count past k.
-        return v[(reached > k[:, None]).argmax(1)]
+        taken: Array = v[(reached > k[:, None]).argmax(1)]
+        return taken
 
     results = []
     for q in quantiles:
@@ -90,7 +93,8 @@ def macro(
 ) -> Array:
     """Mean over provinces of a statistic of each province's photos.
 
-    A province without photos (in the set, or in a resample) is left out of the mean.
+    A province without photos (in the set, or in a resample) is left out of the mean; a resample
+    without any photo is NaN.
 
     Args:
         statistic: :func:`mean_of` (of correctness: macro accuracy), :func:`median_of`, ...
@@ -105,7 +109,8 @@ def macro(
     c = _as_counts(counts, len(v))
     each = np.stack([statistic(v[province == p], c[:, province == p]) for p in np.unique(province)])
     seen = np.stack([c[:, province == p].any(1) for p in np.unique(province)])
-    return _like(counts, np.where(seen, each, 0.0).sum(0) / seen.sum(0))
+    with np.errstate(invalid="ignore"):
+        return _like(counts, np.where(seen, each, 0.0).sum(0) / seen.sum(0))
 
 
 def error_summary(
@@ -183,7 +188,8 @@ def bootstrap_intervals(
             resemble each other, such as those of one place; ``None`` draws photos one by one.
 
     Returns:
-        Lower and upper end per name.
+        Lower and upper end per name; NaN resamples are left out, and without any other the ends
+        are NaN.
 
     Raises:
         ValueError: no photos, or ``confidence`` outside (0, 1).
@@ -207,7 +213,10 @@ def bootstrap_intervals(
     ends = (0.5 - confidence / 2, 0.5 + confidence / 2)
     intervals = {}
     for name, blocks in drawn.items():
-        low, high = np.nanquantile(np.concatenate(blocks), ends)
+        values = np.concatenate(blocks)
+        # A subset of few photos is empty in some resamples; those say nothing about it.
+        values = values[~np.isnan(values)]
+        low, high = np.quantile(values, ends) if len(values) else (np.nan, np.nan)
         intervals[name] = (float(low), float(high))
     return intervals
 
@@ -273,7 +282,8 @@ def expected_calibration_error(
 
 def densest_cell_latlon(cells: CellTable) -> Array:
     """Baseline that always answers the center (2,) of the cell with the most train photos."""
-    return cells.center_latlon_deg[int(cells.count.argmax())]
+    latlon_deg: Array = cells.center_latlon_deg[int(cells.count.argmax())]
+    return latlon_deg
 
 
 def province_centroid_latlon(cells: CellTable, province_id: ArrayLike) -> Array:
