@@ -6,17 +6,18 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.defaults_list import Overrides
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from geopak.errors import GeopakError
+from geopak.errors import ConfigError, GeopakError, nearest_name
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 _CHECKOUT = PACKAGE_DIR.parent.parent
@@ -75,10 +76,62 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     Args:
         config_name: ``train``, ``prepare``, ``evaluate``, ``predict`` or ``synthetic``.
         overrides: as typed on the command line.
+
+    Raises:
+        ConfigError: an override that cannot be applied; the nearest known key is named.
     """
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose(config_name, overrides=list(overrides))
+    with _hydra_initialised():
+        try:
+            return hydra.compose(config_name, overrides=list(overrides))
+        except HydraException as error:
+            hints = "".join(f"\n{hint}" for hint in unknown_keys(config_name, overrides))
+            raise ConfigError(f"{error}{hints}") from error
+
+
+@contextmanager
+def _hydra_initialised() -> Iterator[None]:
+    """Hydra ready to compose; whatever was initialised before is so again afterwards."""
+    instance = GlobalHydra.instance()
+    before = instance.hydra
+    instance.clear()
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            yield
+    finally:
+        instance.hydra = before
+
+
+def unknown_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """A line for every override whose key the configuration does not have.
+
+    Config groups are applied first, since they decide which keys there are.
+    """
+    groups, values = [], []
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator or key.startswith(("-", "+", "~", "hydra")):
+            continue
+        (groups if (CONFIG_DIR / key.partition("@")[0]).is_dir() else values).append(override)
+    try:
+        with _hydra_initialised():
+            cfg = hydra.compose(config_name, overrides=groups)
+    except HydraException:
+        # A group that does not exist: Hydra's own message lists the choices.
+        return []
+    known = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
+    lines = []
+    for override in values:
+        key = override.partition("=")[0]
+        if key not in known:
+            lines.append(f"Unknown configuration key {key!r}.{nearest_name(key, known)}")
+    return lines
+
+
+def _keys(section: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(section, dict):
+        for key, value in section.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
@@ -98,11 +151,20 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 print(f"\nerror: {error}", file=sys.stderr)
                 raise SystemExit(2) from None
 
-        return hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")(reported)
+        run = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")(reported)
+
+        @functools.wraps(function)
+        def main() -> Any:
+            try:
+                return run()
+            except SystemExit as stop:
+                # Hydra ends with 1 when it cannot compose; a key mistyped deserves a hint.
+                if stop.code == 1:
+                    for line in unknown_keys(config_name, sys.argv[1:]):
+                        print(line, file=sys.stderr)
+                raise
+
+        return main
 
     return decorate
 
-
-def hydra_choice(group: str) -> str:
-    """The option chosen for a config group in the running command, e.g. ``phase`` -> ``"2"``."""
-    return str(HydraConfig.get().runtime.choices[group])
