@@ -197,14 +197,14 @@ class PhotoDataset(Dataset[Batch]):
         photos = prepared.photos
         self.size = size
         self.paths = [str(prepared.root / p) for p in photos["path"]]
-        latlon = photos[["latitude", "longitude"]].to_numpy(np.float64)
-        self.latlon_deg = torch.from_numpy(latlon).float()
-        self.province_id = torch.from_numpy(photos["province_id"].to_numpy(np.int64).copy())
-        self.cell_id = torch.from_numpy(photos["cell_id"].to_numpy(np.int64).copy())
+        latlon = photos[["latitude", "longitude"]].to_numpy(np.float32)
+        self.latlon_deg = torch.tensor(latlon)
+        self.province_id = torch.tensor(photos["province_id"].to_numpy(np.int64))
+        self.cell_id = torch.tensor(photos["cell_id"].to_numpy(np.int64))
         self.cache: Tensor | None = None
         if cached_rows is not None:
             self.position = torch.full((len(photos),), -1, dtype=torch.long)
-            self.position[torch.from_numpy(cached_rows)] = torch.arange(len(cached_rows))
+            self.position[torch.tensor(cached_rows)] = torch.arange(len(cached_rows))
             self.cache = torch.empty((len(cached_rows), 3, size, size), dtype=torch.uint8)
             with ThreadPoolExecutor(max(1, num_threads)) as pool:
                 images = pool.map(lambda row: load_image(self.paths[row], size), cached_rows)

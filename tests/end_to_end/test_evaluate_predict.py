@@ -1,0 +1,142 @@
+"""Evaluation and prediction from a checkpoint alone, through the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from geopak import GeopakPredictor
+from geopak.errors import CheckpointError, PhotoError
+from geopak.geo.distance import haversine_km_array
+
+from .conftest import Outcome
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def report_folder(home: Path, phases: dict[int, Path]) -> Path:
+    from .conftest import run_command
+
+    outcome = run_command(
+        "evaluate", f"ckpt={phases[2]}", "bootstrap_resamples=50", "num_workers=0"
+    )
+    assert outcome.status == 0, outcome.text
+    return phases[2].parents[1] / "report-test"
+
+
+def test_report_has_all_its_parts(report_folder: Path) -> None:
+    for name in (
+        "report.json", "report.md", "report.html", "predictions.parquet", "error_map.png",
+        "error_curve.png", "confusion.png", "reliability.png", "photos.png",
+    ):  # fmt: skip
+        assert (report_folder / name).stat().st_size > 500
+
+
+def test_report_is_end_to_end_over_every_test_photo(
+    report_folder: Path, home: Path, phases: dict[int, Path]
+) -> None:
+    report = json.loads((report_folder / "report.json").read_text())
+    photos = pd.read_parquet(home / "data/synthetic/prepared/photos.parquet")
+    test = photos[photos["split"] == "test"]
+    assert report["num_photos"] == len(test)
+    results = GeopakPredictor(phases[2]).predict(
+        [home / "data/synthetic" / path for path in test["path"]]
+    )
+    predicted = np.array([(r["lat"], r["lon"]) for r in results])
+    error = haversine_km_array(predicted, test[["latitude", "longitude"]].to_numpy())
+    assert report["end_to_end"]["median_km"]["value"] == pytest.approx(np.median(error), rel=1e-3)
+
+
+def test_every_rule_and_baseline_stands_in_the_report(report_folder: Path) -> None:
+    report = json.loads((report_folder / "report.json").read_text())
+    assert set(report["decoding_rules"]) == {"mean", "argmax", "geometric_median", "max_within_km"}
+    assert {"densest_cell", "province_centroid_true"} <= set(report["baselines"])
+    assert report["teacher_forced"]["median_km"]["value"] > 0
+
+
+def test_another_prepared_set_is_refused_unless_meant(
+    home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
+) -> None:
+    other = tmp_path / "prepared"
+    outcome = command("prepare", f"out={other}", "workers=1", "seed=5")
+    assert outcome.status == 0, outcome.text
+    arguments = [f"ckpt={phases[2]}", f"prepared={other}", f"out={tmp_path / 'report'}"]
+    outcome = command("evaluate", *arguments)
+    assert outcome.status == 2
+    assert "other_set=true" in outcome.text
+
+
+def test_predict_prints_draws_and_writes(
+    home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
+) -> None:
+    photo = next((home / "data/synthetic/photos").rglob("*.jpg"))
+    picture, written = tmp_path / "map.png", tmp_path / "result.json"
+    outcome = command("predict", f"images={photo}", "name=three", f"map={picture}", f"out={written}")
+    assert outcome.status == 0, outcome.text
+    assert "confidence" in outcome.text
+    with Image.open(picture) as image:
+        assert image.width > 500
+    (row,) = json.loads(written.read_text())
+    single = GeopakPredictor(phases[2]).predict(photo)
+    assert row["lat"] == pytest.approx(single["lat"])
+    assert row["province"] == single["province"]
+
+
+def test_predictor_takes_paths_images_arrays_and_lists(home: Path, phases: dict[int, Path]) -> None:
+    predictor = GeopakPredictor(phases[2])
+    photo = next((home / "data/synthetic/photos").rglob("*.jpg"))
+    with Image.open(photo) as opened:
+        image = opened.convert("RGB")
+    one = predictor.predict(image)
+    same = predictor.predict([image, np.asarray(image)])
+    for other in same:
+        assert (other["lat"], other["lon"]) == pytest.approx((one["lat"], one["lon"]), abs=1e-4)
+    by_path = predictor.predict(str(photo))
+    assert set(by_path) == set(one)
+    assert sum(one["province_probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert sum(h["probability"] for h in one["hypotheses"]) == pytest.approx(1, abs=1e-5)
+    assert 0 <= one["confidence"] <= 1
+
+
+def test_predictor_decodes_by_the_rule_asked_for(home: Path, phases: dict[int, Path]) -> None:
+    photo = next((home / "data/synthetic/photos").rglob("*.jpg"))
+    result = GeopakPredictor(phases[2], rule="argmax").predict(photo)
+    best = max(result["hypotheses"], key=lambda h: h["probability"])
+    assert (result["lat"], result["lon"]) == pytest.approx((best["lat"], best["lon"]))
+
+
+def test_errors_name_the_file(
+    home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
+) -> None:
+    predictor = GeopakPredictor(phases[2])
+    with pytest.raises(PhotoError, match=r"nowhere\.jpg"):
+        predictor.predict("nowhere.jpg")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no photo")
+    with pytest.raises(PhotoError, match=r"broken\.jpg"):
+        predictor.predict(broken)
+    with pytest.raises(CheckpointError, match=r"broken\.jpg"):
+        GeopakPredictor(broken)
+    outcome = command("predict", "images=nowhere.jpg", "name=three")
+    assert outcome.status == 2
+    assert "nowhere.jpg" in outcome.text
+    outcome = command("evaluate", f"ckpt={tmp_path / 'no.ckpt'}")
+    assert outcome.status == 2
+    assert "no.ckpt" in outcome.text
+
+
+def test_checkpoint_holds_only_what_is_safe_to_load(phases: dict[int, Path]) -> None:
+    for path in phases.values():
+        loaded = torch.load(path, weights_only=True)
+        assert loaded["geopak"]["region"]["name"] == "pakistan"
+        assert str(path.parents[4]) not in json.dumps(
+            {k: v for k, v in loaded["geopak"].items() if k not in ("cells", "config")}
+        )
