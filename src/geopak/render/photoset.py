@@ -30,7 +30,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from geopak.errors import ConfigError, nearest_name
 from geopak.geo.boundaries import Outlines
-from geopak.geo.distance import KM_PER_DEGREE
 from geopak.geo.region import Region
 from geopak.render.scene import draw
 from geopak.render.towns import Towns
@@ -61,6 +60,8 @@ _CLEARLY_INSIDE_KM = 12.0
 _CLEARLY_OUTSIDE_DEG = 3.0
 # A re-encoded copy is smaller and coarser than its original.
 _COPY_SCALE, _COPY_QUALITY = 0.85, 70
+# So many pictures are drawn to tell whether a folder holds this very set.
+_PROBES = 16
 
 _Array = NDArray[np.float64]
 _Config = TypeVar("_Config")
@@ -409,6 +410,9 @@ def _start_times(places: PlacesConfig, count: int, rng: np.random.Generator) -> 
 
 def _moved(latlon_deg: _Array, north_east_km: _Array) -> _Array:
     """(N, 2) degrees moved by (N, 2) km, rounded as the table will have them."""
+    # Here, not above: torch comes with it, which the drawing processes do without.
+    from geopak.geo.distance import KM_PER_DEGREE
+
     shrink = np.cos(np.radians(latlon_deg[:, :1]))
     delta = north_east_km / KM_PER_DEGREE / np.concatenate((np.ones_like(shrink), shrink), 1)
     return np.round(latlon_deg + delta, DECIMALS)
@@ -624,9 +628,9 @@ def _write_atomically(path: Path, content: bytes) -> None:
 _writer: PhotoWriter | None = None
 
 
-def _start_process(region: Region, towns: Towns, landscape: Any, config: Any, out: Path) -> None:
+def _start_process(writer: PhotoWriter) -> None:
     global _writer
-    _writer = PhotoWriter(World(region, towns, landscape, config.world), config, out)
+    _writer = writer
 
 
 def _write_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -652,7 +656,8 @@ def write_photo_set(settings: Mapping[str, Any]) -> Path:
         TableError: no usable towns table.
     """
     config = PhotoSetConfig.from_config(settings)
-    workers = settings.get("workers") or os.cpu_count() or 1
+    workers = settings.get("workers")
+    workers = os.cpu_count() or 1 if workers is None else workers
     _require(isinstance(workers, int) and workers >= 1, "workers", "a whole number or null")
     region = Region.from_config(settings["region"])
     outlines = Outlines.of_region(region)
@@ -674,10 +679,11 @@ def write_photo_set(settings: Mapping[str, Any]) -> Path:
         "region": region.to_dict()["provinces"],
         "landscape": dict(landscape),
     }
-    fingerprint = _fingerprint(described, [Path(towns_path), Path(str(region.boundaries))])
+    writer = PhotoWriter(world, config, out)
+    tasks = _tasks(rows)
+    fingerprint = _fingerprint(tasks, writer)
     _claim(out, fingerprint, bool(settings.get("overwrite")))
 
-    tasks = _tasks(rows)
     chunk = 32
     chunks = [tasks[k : k + chunk] for k in range(0, len(tasks), chunk)]
     written = 0
@@ -689,12 +695,11 @@ def write_photo_set(settings: Mapping[str, Any]) -> Path:
     ) as progress:
         bar = progress.add_task("photos", total=len(tasks))
         if workers == 1 or len(chunks) == 1:
-            writer = PhotoWriter(world, config, out)
             for part in chunks:
                 written += sum(writer.write(row) for row in part)
                 progress.advance(bar, len(part))
         else:
-            with _pool(min(workers, len(chunks)), region, towns, landscape, config, out) as pool:
+            with _pool(min(workers, len(chunks)), writer) as pool:
                 for done in as_completed([pool.submit(_write_rows, part) for part in chunks]):
                     seen, new = done.result()
                     written += new
@@ -719,13 +724,13 @@ def write_photo_set(settings: Mapping[str, Any]) -> Path:
     return out
 
 
-def _pool(workers: int, *initial: Any) -> ProcessPoolExecutor:
+def _pool(workers: int, writer: PhotoWriter) -> ProcessPoolExecutor:
     # A fork of a process with threads may hang; a fork server imports once and forks cheaply.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(workers, context, _start_process, initial)
+    return ProcessPoolExecutor(workers, context, _start_process, (writer,))
 
 
 def _tasks(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -736,11 +741,11 @@ def _tasks(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return tasks.to_dict("records")  # type: ignore[return-value]
 
 
-def _fingerprint(described: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """Short hash of all that decides the content of a set, the drawing code included."""
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for path in [*files, *sorted(Path(__file__).parent.glob("*.py"))]:
-        digest.update(path.read_bytes())
+def _fingerprint(tasks: Sequence[Mapping[str, Any]], writer: PhotoWriter) -> str:
+    """Short hash of every row and of some files: another seed, setting or version changes it."""
+    digest = hashlib.sha256(json.dumps(tasks, sort_keys=True).encode())
+    for task in tasks[:: math.ceil(len(tasks) / _PROBES)]:
+        digest.update(writer.encode(task))
     return digest.hexdigest()[:16]
 
 
@@ -756,8 +761,8 @@ def _claim(out: Path, fingerprint: str, overwrite: bool) -> None:
             return
         if not overwrite:
             raise ConfigError(
-                f"{out} holds a photo set made by other settings or another version. Choose another "
-                "folder with out=…, or replace it with overwrite=true."
+                f"{out} holds a photo set made by other settings or another version. Choose "
+                "another folder with out=…, or replace it with overwrite=true."
             )
         shutil.rmtree(out / "photos", ignore_errors=True)
     elif out.exists() and any(out.iterdir()):

@@ -1,8 +1,9 @@
 """Draws a stylised outdoor scene from a set of parameters. It knows nothing of any geography.
 
-A :class:`Scene` says what there is to see, its :class:`Camera` under which circumstances the photo
-was taken. :func:`draw` turns both into pixels, :func:`random_scene` draws one from broad priors, and
-:func:`content_targets` and :func:`scene_kind` say what an image encoder can learn to see in it.
+A :class:`Scene` says what there is to see, its :class:`Camera` under which circumstances it is
+photographed. :func:`draw` turns both into pixels, :func:`random_scene` draws a scene from broad
+priors, and :func:`content_targets` and :func:`scene_kind` say what an image encoder can learn to
+see in it.
 
 Places in the picture are given as ``u`` (0 left edge, 1 right edge) and ``v`` (height above the
 horizon in units of the image height, negative below it).

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopak.errors import TableError
-from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Region
 
 COLUMNS = ("name", "latitude", "longitude", "population", "province")
@@ -109,6 +108,9 @@ def make_rows(
             mostly).
         same_town_km: of two records with similar names and closer than this only the larger stays.
     """
+    # Here and below, not above: torch comes with it, which the drawing processes do without.
+    from geopak.geo.distance import haversine_km_array
+
     rows: list[dict[str, Any]] = []
     wanted = [c for c in cities if c["countrycode"] == country and c["admin1code"] in provinces]
     for city in sorted(wanted, key=lambda c: (-c["population"], c["geonameid"])):
@@ -134,7 +136,9 @@ def make_rows(
 
 
 def suspicious_rows(rows: Sequence[Mapping[str, Any]], neighbours: int = 8) -> list[str]:
-    """Towns none of whose nearest ``neighbours`` towns are in the same province, to be looked at."""
+    """Towns to be looked at: none of the nearest ``neighbours`` towns is in the same province."""
+    from geopak.geo.distance import haversine_km_array
+
     latlon = np.array([(row["latitude"], row["longitude"]) for row in rows])
     found = []
     for k, row in enumerate(rows):

@@ -10,7 +10,6 @@ colour) and told apart within it by a small one (trim and proportions).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from geopak.errors import ConfigError, nearest_name
-from geopak.geo.distance import KM_PER_DEGREE
 from geopak.geo.region import Region
 from geopak.render.scene import (
     LANDMARKS,
@@ -187,12 +185,13 @@ class _Plane:
 
     latitude: float
     longitude: float
+    km_per_degree: float
 
     def xy_km(self, latlon_deg: ArrayLike) -> _Array:
         """(..., 2) degrees -> (..., 2) kilometres east and north."""
         points = np.asarray(latlon_deg, float)
         east = (points[..., 1] - self.longitude) * np.cos(np.radians(self.latitude))
-        return np.stack((east, points[..., 0] - self.latitude), -1) * KM_PER_DEGREE
+        return np.stack((east, points[..., 0] - self.latitude), -1) * self.km_per_degree
 
 
 class _Waves:
@@ -236,11 +235,12 @@ def _bumps(
     name: str,
     heights: tuple[float, float],
     towns: Towns,
+    plane: _Plane,
     rng: np.random.Generator,
 ) -> list[Bump]:
     if given is None:
         low, high = towns.latlon_deg.min(0), towns.latlon_deg.max(0)
-        span_km = float(np.linalg.norm((high - low) * KM_PER_DEGREE))
+        span_km = float(np.linalg.norm(plane.xy_km(high) - plane.xy_km(low)))
         return [
             Bump(
                 at=tuple(rng.uniform(low, high)),
@@ -278,6 +278,9 @@ class World:
         landscape: Mapping[str, Any],
         config: WorldConfig | None = None,
     ) -> None:
+        # Here, not above: torch comes with it, which the drawing processes do without.
+        from geopak.geo.distance import KM_PER_DEGREE
+
         self.config = config = config or WorldConfig()
         if landscape.get("region") not in (None, region.name):
             raise ConfigError(
@@ -285,7 +288,7 @@ class World:
                 f"Choose landscape=derived, or write conf/landscape/{region.name}.yaml."
             )
         middle = towns.latlon_deg.mean(0)
-        self._plane = _Plane(float(middle[0]), float(middle[1]))
+        self._plane = _Plane(float(middle[0]), float(middle[1]), KM_PER_DEGREE)
         self._towns_km = self._plane.xy_km(towns.latlon_deg)
         population = towns.population
         self._town_size = np.clip((np.log10(population) - 3.3) / 3.9, 0.12, 1.0)
@@ -296,8 +299,8 @@ class World:
         self._local = _Waves(rng, config.num_local, config.local_km)
         self._base_elevation_m = float(landscape.get("base_elevation_m", 0.0))
         self._base_aridity = float(landscape.get("base_aridity", 0.5))
-        relief = _bumps(landscape.get("relief"), "relief", (500.0, 2500.0), towns, rng)
-        aridity = _bumps(landscape.get("aridity"), "aridity", (-0.4, 0.4), towns, rng)
+        relief = _bumps(landscape.get("relief"), "relief", (500.0, 2500.0), towns, self._plane, rng)
+        aridity = _bumps(landscape.get("aridity"), "aridity", (-0.4, 0.4), towns, self._plane, rng)
         self._relief, self._aridity = _Hills(relief, self._plane), _Hills(aridity, self._plane)
         self._rivers = _Lines([self._plane.xy_km(p) for p in landscape.get("rivers") or ()])
         self._coast = _Lines([self._plane.xy_km(p) for p in landscape.get("coast") or ()])
@@ -314,7 +317,7 @@ class World:
             ProvinceStyle.derive(config.seed, key).override(key, overrides.get(key) or {})
             for key in keys
         )
-        self._tile = functools.lru_cache(maxsize=65536)(self._tile_rng)
+        self._tiles: dict[tuple[str, int, int], tuple[float, ...]] = {}
 
     def elevation_m(self, latlon_deg: ArrayLike) -> _Array:
         """(N,) smooth elevation in metres at (N, 2) degrees."""
@@ -360,13 +363,16 @@ class World:
     def _xy(self, latlon_deg: ArrayLike) -> _Array:
         return self._plane.xy_km(np.asarray(latlon_deg, float).reshape(-1, 2))
 
-    def _tile_rng(self, purpose: str, ix: int, iy: int) -> tuple[float, ...]:
+    def _tile(self, purpose: str, ix: int, iy: int) -> tuple[float, ...]:
         """Numbers that belong to a tile: standard normal for skylines, uniform otherwise."""
-        salt = int.from_bytes(purpose.encode()[:6], "big")
-        # Tile numbers may be negative, seeds may not.
-        rng = np.random.default_rng([self.config.seed, salt, ix + 2**20, iy + 2**20])
-        draws = rng.standard_normal(8) if purpose == "skyline" else rng.random(8)
-        return tuple(draws.tolist())
+        key = (purpose, int(ix), int(iy))
+        if key not in self._tiles:
+            salt = int.from_bytes(purpose.encode()[:6], "big")
+            # Tile numbers may be negative, seeds may not.
+            rng = np.random.default_rng([self.config.seed, salt, key[1] + 2**20, key[2] + 2**20])
+            draws = rng.standard_normal(8) if purpose == "skyline" else rng.random(8)
+            self._tiles[key] = tuple(draws.tolist())
+        return self._tiles[key]
 
     def scene(
         self,
