@@ -121,9 +121,9 @@ def _page(report: Mapping[str, Any], region: Region) -> Page:
             f"95%: {_range(whole['province_macro_acc'], '%')}",
         ),
         (
-            "median, against the densest cell",
+            "of the baseline's median",
             f"{ratio:.0%}",
-            f"that baseline: {_km(baselines['densest_cell']['median_km'])}",
+            f"densest cell: {_km(baselines['densest_cell']['median_km'])}",
         ),
     ]
     calibration = report["calibration"]
