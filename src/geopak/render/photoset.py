@@ -296,7 +296,8 @@ def _province_shares(
         shares = wanted
     if not shares.sum() > 0:
         raise ConfigError("No town of region.towns lies within region.boundaries.")
-    return shares / shares.sum()
+    normalised: _Array = shares / shares.sum()
+    return normalised
 
 
 def _round_to_total(amounts: _Array) -> list[int]:
@@ -304,7 +305,7 @@ def _round_to_total(amounts: _Array) -> list[int]:
     whole = np.floor(amounts + 1e-9).astype(int)
     rest = round(float(amounts.sum())) - int(whole.sum())
     whole[np.argsort(whole - amounts, kind="stable")[:rest]] += 1
-    return whole.tolist()
+    return [int(number) for number in whole]
 
 
 def _plan_province(
@@ -400,12 +401,15 @@ def _authors(
     return names
 
 
-def _start_times(places: PlacesConfig, count: int, rng: np.random.Generator) -> NDArray[Any]:
+def _start_times(
+    places: PlacesConfig, count: int, rng: np.random.Generator
+) -> NDArray[np.datetime64]:
     first = np.datetime64(f"{places.years[0]}-01-01", "D")
     days = int((np.datetime64(f"{places.years[1] + 1}-01-01", "D") - first).astype(int))
     day = first + rng.integers(0, days, count).astype("timedelta64[D]")
     second = rng.integers(6 * 3600, 18 * 3600, count)
-    return day.astype("datetime64[s]") + second.astype("timedelta64[s]")
+    start: NDArray[np.datetime64] = day.astype("datetime64[s]") + second.astype("timedelta64[s]")
+    return start
 
 
 def _moved(latlon_deg: _Array, north_east_km: _Array) -> _Array:
@@ -415,7 +419,8 @@ def _moved(latlon_deg: _Array, north_east_km: _Array) -> _Array:
 
     shrink = np.cos(np.radians(latlon_deg[:, :1]))
     delta = north_east_km / KM_PER_DEGREE / np.concatenate((np.ones_like(shrink), shrink), 1)
-    return np.round(latlon_deg + delta, DECIMALS)
+    moved: _Array = np.round(latlon_deg + delta, DECIMALS)
+    return moved
 
 
 def _draw_inside(

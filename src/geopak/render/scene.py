@@ -14,6 +14,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -293,7 +294,7 @@ def scene_kind(scene: Scene) -> str:
     return "woodland" if scene.vegetation > 0.55 else "desert"
 
 
-_COLOURED_IF = {
+_COLOURED_IF: dict[str, Callable[[Scene], bool]] = {
     "soil": lambda s: s.ground != "paving",
     "vegetation": lambda s: s.vegetation > 0.1,
     "ridge": lambda s: s.relief > 0.1,
@@ -312,7 +313,7 @@ _COLOURED_IF = {
     "landmark": lambda s: s.landmark != "none",
     "landmark_trim": lambda s: s.landmark != "none",
 }
-_SIZED_IF = {
+_SIZED_IF: dict[str, Callable[[Scene], bool]] = {
     "relief": lambda s: True,
     "snow": lambda s: True,
     "jagged": lambda s: s.relief > 0.1,
@@ -345,7 +346,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     "awning": ("no", "yes"),
 }
 # What must be there for a category to be seen; the others always are.
-_SEEN_IF = {
+_SEEN_IF: dict[str, Callable[[Scene], bool]] = {
     "roof": lambda s: s.density > 0.08,
     "tree": lambda s: s.trees > 0.1,
     "landmark_bands": lambda s: s.landmark != "none",
@@ -628,7 +629,10 @@ def skyline_heights(
     fine = np.abs((u * (7 + 4 * ridge) + skyline[0] + ridge) % 1.0 - 0.5) * 2
     finer = np.abs((u * (17 + 6 * ridge) + skyline[1]) % 1.0 - 0.5) * 2
     rough = jagged * (0.75 * fine + 0.35 * finer)
-    return np.clip(0.5 + 0.42 * np.tanh(0.7 * smooth) + 0.35 * (rough - 0.5 * jagged), 0.05, 1.0)
+    heights: NDArray[np.float64] = np.clip(
+        0.5 + 0.42 * np.tanh(0.7 * smooth) + 0.35 * (rough - 0.5 * jagged), 0.05, 1.0
+    )
+    return heights
 
 
 def _draw_sky(c: _Canvas) -> None:

@@ -227,7 +227,8 @@ class _Hills:
         """(N, 2) km -> (N,)."""
         delta = xy_km[:, None] - self._top
         squared = (delta * self._along).sum(-1) ** 2 + (delta * self._across).sum(-1) ** 2
-        return np.exp(-0.5 * squared) @ self._height
+        total: _Array = np.exp(-0.5 * squared) @ self._height
+        return total
 
 
 def _bumps(
@@ -333,7 +334,8 @@ class World:
         """(N,) density of building: the maximum over all towns, 0 to 1."""
         delta = self._xy(latlon_deg)[:, None] - self._towns_km[None]
         squared = (delta**2).sum(-1) / self._town_km**2
-        return (self._town_size * np.exp(-0.5 * squared)).max(1)
+        densest: _Array = (self._town_size * np.exp(-0.5 * squared)).max(1)
+        return densest
 
     def river_km(self, latlon_deg: ArrayLike) -> _Array:
         """(N,) kilometres to the nearest river; infinite without one."""
@@ -511,7 +513,8 @@ class _Lines:
         delta = xy_km[:, None] - self._start
         share = (delta * self._along).sum(-1) / (self._along**2).sum(-1)
         gap = delta - np.clip(share, 0.0, 1.0)[..., None] * self._along
-        return np.sqrt((gap**2).sum(-1).min(1))
+        nearest: _Array = np.sqrt((gap**2).sum(-1).min(1))
+        return nearest
 
 
 def _clip(value: float, low: float, high: float) -> float:
