@@ -84,10 +84,12 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
     raw = _ingest(cfg, root)
     photos, invalid = validate(raw, root, region)
     clock.lap("ingest")
+    # Before quality, lest a misplaced photo be kept as the original of a duplicate and then go.
+    photos, misplaced, disagreements = assign_provinces(photos, outlines, region)
     photos, bad = _check_quality(photos, root, quality, cfg.workers)
     clock.lap("quality")
-    photos, misplaced, disagreements = assign_provinces(photos, outlines, region)
-    rejected = pd.concat([invalid, bad, misplaced])
+    rejected = pd.concat([invalid, misplaced, bad])
+    disagreements = disagreements.loc[disagreements.index.intersection(photos.index)]
     if photos.empty:
         raise PreparedSetError(_nothing_left(rejected, len(raw)))
     photos = photos.loc[natural_order(photos["id"]).sort_values(kind="stable").index]
@@ -171,7 +173,8 @@ def _check_out(out: Path, root: Path) -> None:
         or (any(out.iterdir()) and not all((out / name).is_file() for name in _OWN_FILES))
     ):
         raise PreparedSetError(
-            f"{out} exists and is not a prepared set; it is not replaced. Choose another out=FOLDER."
+            f"{out} exists and is not a prepared set; it is not replaced. Choose another "
+            "out=FOLDER."
         )
 
 

@@ -28,24 +28,21 @@ def assign_provinces(
     """
     latlon_deg = photos[["latitude", "longitude"]].to_numpy(float)
     found = outlines.province_of(latlon_deg)
-    outside = photos[found < 0]
-    swapped_id = outlines.province_of(latlon_deg[found < 0][:, ::-1])
     names = np.asarray(region.names, dtype=object)
-    at = outside["latitude"].map("{:.5f}".format) + ", " + outside["longitude"].map("{:.5f}".format)
-    elsewhere = at + f" is in no province of {region.title}"
-    swapped = (
-        at
-        + " lies outside, but swapped it is in "
-        + pd.Series(
-            np.where(swapped_id >= 0, names[swapped_id], ""), index=outside.index, dtype="string"
+    outside_deg = latlon_deg[found < 0]
+    swapped_id = outlines.province_of(outside_deg[:, ::-1])
+    reasons = ["coordinates_swapped" if index >= 0 else "outside_region" for index in swapped_id]
+    details = [
+        f"{lat:.5f}, {lon:.5f} "
+        + (
+            f"lies outside, but swapped it is in {names[index]}"
+            if index >= 0
+            else f"is in no province of {region.title}"
         )
-    )
-    is_swapped = pd.Series(swapped_id >= 0, index=outside.index)
-    rejected = rejections(
-        outside.index,
-        pd.Series(np.where(is_swapped, "coordinates_swapped", "outside_region"), outside.index),
-        swapped.where(is_swapped, elsewhere),
-    )
+        for (lat, lon), index in zip(outside_deg.tolist(), swapped_id, strict=True)
+    ]
+    rows = photos.index[found < 0]
+    rejected = rejections(rows, pd.Series(reasons, rows, "string"), details)
     inside = photos[found >= 0].copy()
     inside["province_id"] = found[found >= 0]
     inside["province"] = names[inside["province_id"].to_numpy()]

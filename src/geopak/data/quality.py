@@ -28,6 +28,8 @@ _HASH_SIDE = 16
 HASH_BITS = _HASH_SIDE * _HASH_SIDE
 _HASH_WORDS = HASH_BITS // 64
 _CHUNK = 64
+# A process needs seconds to start; this many photos are examined in that time.
+_PHOTOS_WORTH_A_PROCESS = 1500
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class QualitySettings:
     min_sharpness: float = 4.0
     drop_exact_duplicates: bool = True
     drop_near_duplicates: bool = True
-    near_duplicate_bits: int = 12
+    near_duplicate_bits: int = 16
 
     def __post_init__(self) -> None:
         if not 0 <= self.near_duplicate_bits <= 24:
@@ -92,7 +94,7 @@ def _examine_file(path: str) -> tuple[object, ...]:
             image.draft("L", (_WORKING_PX, _WORKING_PX))
             image.load()
             grey = _flat_grey(ImageOps.exif_transpose(image))
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever a broken file causes
+    except Exception as error:  # decoders raise whatever a broken file causes
         return (f"cannot be decoded: {error}", 0, 0, 0.0, 0.0, digest, b"")
     grey.thumbnail((_WORKING_PX, _WORKING_PX), Image.Resampling.BOX)
     pixels = np.asarray(grey, np.float32)
@@ -138,14 +140,15 @@ def examine(paths: Sequence[str], root: str, workers: int | None = None) -> Iter
     Args:
         paths: relative to ``root``.
         root: folder that holds all photos.
-        workers: processes; ``None`` for one per core; 1 stays in this process.
+        workers: at most so many processes; ``None`` for one per core; 1, and few photos, stay in
+            this process.
 
     Yields:
         Tables as :func:`examine_files` makes them, together a row per path.
     """
     files = [os.path.join(root, path) for path in paths]
     batches = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-    workers = min(workers or os.cpu_count() or 1, max(1, len(batches)))
+    workers = min(workers or os.cpu_count() or 1, 1 + len(paths) // _PHOTOS_WORTH_A_PROCESS)
     if workers == 1:
         yield from map(examine_files, batches)
         return
@@ -169,7 +172,9 @@ def near_pairs(
         Row numbers (M,) and (M,), the first below the second, every pair once.
     """
     num = len(hashes)
-    bits = np.unpackbits(np.ascontiguousarray(hashes).view(np.uint8).reshape(num, -1), axis=1)
+    bits = np.unpackbits(
+        np.ascontiguousarray(hashes).view(np.uint8).reshape(num, HASH_BITS // 8), axis=1
+    )
     bands = max_bits + 1
     found = []
     for band in range(bands):
@@ -200,7 +205,8 @@ def judge(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Parts examined photos into good ones and rejections.
 
-    Of photos that look alike the first in order of ``id`` is kept. Reasons: ``undecodable``,
+    Of equal files the first in order of ``id`` is kept, of photos that look alike the one with the
+    most pixels, then the first. Reasons: ``undecodable``,
     ``too_small``, ``near_uniform``, ``blurred``, ``exact_duplicate``, ``near_duplicate``.
 
     Args:
@@ -251,6 +257,9 @@ def judge(
         same = measured["sha256"].map(first)
         reject(again, "exact_duplicate", "the same file as photo " + same.astype("string"))
 
+    # Of two that look alike the larger is the original more often than the scaled copy.
+    area = (measured["width"] * measured["height"])[order]
+    order = area.sort_values(ascending=False, kind="stable").index
     candidates_at = order[left[order]]
     if len(candidates_at):
         raw = b"".join(measured.loc[candidates_at, "phash"])

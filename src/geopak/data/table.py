@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -62,10 +63,7 @@ def _read_table(path: Path) -> pd.DataFrame:
             frame = pd.read_parquet(path)
             first_line = 1
         elif suffix in _SEPARATORS:
-            frame = pd.read_csv(
-                path, sep=_SEPARATORS[suffix], dtype=str, keep_default_na=False,
-                encoding="utf-8-sig", skip_blank_lines=False, index_col=False,
-            )  # fmt: skip
+            frame = _read_text(path, _SEPARATORS[suffix])
             first_line = 2
         else:
             raise TableError(
@@ -76,7 +74,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise TableError(_empty(path)) from None
     except UnicodeDecodeError as error:
         raise TableError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    except (OSError, pd.errors.ParserError, ValueError) as error:
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         if isinstance(error, TableError):
             raise
         raise TableError(
@@ -90,6 +88,16 @@ def _read_table(path: Path) -> pd.DataFrame:
     frame = frame.astype("string").apply(lambda column: column.str.strip())
     frame = frame.mask(frame == "")
     return frame.assign(file=path.name, line=np.arange(len(frame)) + first_line)
+
+
+def _read_text(path: Path, separator: str) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        # A row with more values than the header would lose some with no more than a warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+            skip_blank_lines=False, index_col=False,
+        )  # fmt: skip
 
 
 def _empty(path: Path) -> str:
@@ -243,7 +251,9 @@ def validate(
         reject(
             ~np.isfinite(degrees[axis]),
             "coordinate_not_a_number",
-            f"the {axis} is " + text.map(repr, na_action="ignore") + ", not decimal degrees",
+            f"the {axis} is "
+            + text.map(repr, na_action="ignore").astype("string")
+            + ", not decimal degrees",
         )
     lat, lon = degrees["latitude"], degrees["longitude"]
     place = "latitude " + raw["latitude"] + ", longitude " + raw["longitude"]
@@ -264,7 +274,11 @@ def validate(
         "the spelling to region.provinces.<key>.aliases"
         for name in unknown
     }
-    reject(raw["province"].isin(list(unknown)), "unknown_province", raw["province"].map(hints))
+    reject(
+        raw["province"].isin(list(unknown)),
+        "unknown_province",
+        raw["province"].map(hints).astype("string"),
+    )
 
     check, open_rows = _PathCheck(root), raw.index[reason.isna()]
     resolved = pd.DataFrame(
@@ -280,10 +294,10 @@ def validate(
     again = kept & raw["id"].where(kept).duplicated() & raw["id"].notna()
     first_of = raw[kept].drop_duplicates("id").set_index("id")
     where = first_of["file"].astype(str) + " line " + first_of["line"].astype(str)
-    reject(again, "duplicate_id", "the id is also that of " + raw["id"].map(where))
+    reject(again, "duplicate_id", "the id is also that of " + raw["id"].map(where).astype("string"))
 
     photos = raw.loc[reason.isna(), ["id"]].copy()
-    photos["path"] = resolved["path"]
+    photos["path"] = resolved["path"].reindex(photos.index)
     photos["latitude"], photos["longitude"] = lat[photos.index], lon[photos.index]
     names = {name: None if i is None else region.names[i] for name, i in labels.items()}
     photos["label_province"] = raw.loc[photos.index, "province"].map(names).astype("string")

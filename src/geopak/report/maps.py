@@ -74,9 +74,7 @@ def draw_provinces(
         margin_deg: space around the region, degrees.
     """
     south, west, north, east = outlines.bounds_deg
-    for index, (name, color) in enumerate(
-        zip(region.names, province_colors(region.num_provinces), strict=True)
-    ):
+    for index, color in enumerate(province_colors(region.num_provinces)):
         rings = [ring[:, ::-1] for ring in outlines.rings_deg(index)]
         ax.add_collection(
             PolyCollection(rings, facecolors=color, alpha=alpha, edgecolors="none", zorder=1)
