@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +48,9 @@ T = TypeVar("T")
 
 def plain(section: Any) -> Any:
     """A configuration section as plain containers, interpolations resolved."""
-    return OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+    if OmegaConf.is_config(section):
+        return OmegaConf.to_container(section, resolve=True)
+    return section
 
 
 def options(cls: type[T], section: Mapping[str, Any], name: str) -> T:
@@ -157,8 +157,12 @@ def resolve_parent(cfg: DictConfig, phase: Phase) -> Path | None:
 
 
 def start_weights(
-    model: Geolocator, config: Mapping[str, Any], parent: Path | None, phase: Phase,
-    region: Region, cells: CellTable,
+    model: Geolocator,
+    config: Mapping[str, Any],
+    parent: Path | None,
+    phase: Phase,
+    region: Region,
+    cells: CellTable,
 ) -> bool:
     """Puts the weights into the model that its phase starts from.
 
@@ -259,9 +263,7 @@ def build_datamodule(
     for key in ("root", "prepared"):
         section.pop(key)
     section["memory_cache"] = str(section["memory_cache"]).lower()
-    return GeopakDataModule(
-        prepared, region, options(LoadingOptions, section, "data"), image_size
-    )
+    return GeopakDataModule(prepared, region, options(LoadingOptions, section, "data"), image_size)
 
 
 def build_task(
@@ -365,5 +367,3 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
         use_distributed_sampler=False,
         **section,
     )
-
-

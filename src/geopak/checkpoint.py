@@ -184,7 +184,7 @@ def find_latest(run_root: Path) -> Path:
     Raises:
         CheckpointError: there is none; names the command to run.
     """
-    phases = sorted((int(p.name.removeprefix("phase-")) for p in run_root.glob("phase-*")))
+    phases = sorted(int(p.name.removeprefix("phase-")) for p in run_root.glob("phase-*"))
     for phase in reversed(phases):
         if found := newest_finished(run_root, phase):
             return found

@@ -56,7 +56,7 @@ def _accept_integer_group_choices() -> None:
         original(self, repo, overrides_list)
 
     init._geopak = True  # type: ignore[attr-defined]
-    Overrides.__init__ = init
+    Overrides.__init__ = init  # type: ignore[method-assign]
 
 
 def _register_resolvers() -> None:
@@ -106,7 +106,8 @@ def unknown_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
 
     Config groups are applied first, since they decide which keys there are.
     """
-    groups, values = [], []
+    groups: list[str] = []
+    values: list[str] = []
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or key.startswith(("-", "+", "~", "hydra")):
@@ -167,4 +168,3 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         return main
 
     return decorate
-

@@ -75,7 +75,7 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
         with watch.step(f"evaluation_{phase}", " ".join(["evaluate", *overrides])):
             reports[phase] = evaluate(compose("evaluate", overrides))
 
-    photo = test_photo(Path(root))
+    photo = a_test_photo(Path(root))
     overrides = [f"images={photo}", f"ckpt={checkpoints[2]}", f"map={folder / 'prediction.png'}"]
     with watch.step("prediction", " ".join(["predict", *overrides])):
         predict(compose("predict", overrides))
@@ -103,12 +103,12 @@ def headline(report: dict[str, Any]) -> dict[str, float]:
     return {name: end_to_end[name]["value"] for name in names}
 
 
-def test_photo(root: Path) -> Path:
+def a_test_photo(root: Path) -> Path:
     """A photo of the test split."""
     import pandas as pd
 
     photos = pd.read_parquet(root / "prepared" / "photos.parquet", columns=["path", "split"])
-    return root / photos.loc[photos["split"] == "test", "path"].iloc[0]
+    return root / str(photos.loc[photos["split"] == "test", "path"].iloc[0])
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -125,7 +125,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     same_set = prepared.cells.fingerprint() == trained.cells.fingerprint()
     if not same_set and not cfg.other_set:
         raise PreparedSetError(
-            f"{cfg.prepared} is not the set that {checkpoint} was trained on (its geocells differ), "
+            f"{cfg.prepared} is not the set that {checkpoint} was trained on: its geocells differ, "
             "so its test photos may be the model's train photos. Pass prepared=FOLDER of that set, "
             "or other_set=true if no photo of this set was trained on."
         )

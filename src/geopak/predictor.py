@@ -48,7 +48,7 @@ class GeopakPredictor:
         self.batch_size = batch_size
 
     @overload
-    def predict(self, photos: Photo) -> dict[str, Any]: ...
+    def predict(self, photos: Photo) -> dict[str, Any]: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, photos: Sequence[Photo]) -> list[dict[str, Any]]: ...
     def predict(self, photos: Photo | Sequence[Photo]) -> dict[str, Any] | list[dict[str, Any]]:

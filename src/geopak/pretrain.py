@@ -1,4 +1,4 @@
-"""Makes the tiny model's stand-ins for pretrained weights: ``python -m geopak.pretrain encoder=scene``.
+"""Makes the tiny model's stand-ins for pretrained weights: ``geopak.pretrain encoder=scene``.
 
 The encoders learn from rendered scenes whose parameters are drawn at random, with no place, region
 or coordinate behind them: the semantic encoder what is in the picture, the scene encoder what kind
@@ -127,7 +127,7 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     head = nn.Linear(encoder.dim, len(asked_numbers) + sum(widths))
     augmenter = Augmenter(size, plain(cfg.augmentation))
 
-    def losses(out: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def loss_of(out: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         wanted = number[rows]
         seen = wanted.isfinite()
         error = functional.smooth_l1_loss(
@@ -157,7 +157,7 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
         running = 0.0
         for step in range(steps_per_epoch):
             rows = order[step * cfg.batch_size : (step + 1) * cfg.batch_size]
-            loss = losses(network(augmenter(images[rows], generator)), rows)
+            loss = loss_of(network(augmenter(images[rows], generator)), rows)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), cfg.gradient_clip)

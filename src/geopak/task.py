@@ -58,6 +58,8 @@ class GeolocationTask(L.LightningModule):
             model and predict from the checkpoint alone.
     """
 
+    cell_urban: Tensor
+
     def __init__(
         self,
         model: Geolocator,
@@ -144,9 +146,7 @@ class GeolocationTask(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: learning_rate_factor(
-                step, total, self.phase.schedule, self.phase.warmup
-            ),
+            lambda step: learning_rate_factor(step, total, self.phase.schedule, self.phase.warmup),
         )
         return {
             "optimizer": optimizer,

@@ -46,6 +46,7 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
         GeopakError: anything that the user can mend, before work is lost.
     """
     from geopak import build
+    from geopak.geo.boundaries import Outlines
     from geopak.phases import parameter_counts
 
     # Cheap checks first: a missing parent must not cost a model's loading.
@@ -55,7 +56,7 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
     prepared = build.build_prepared(cfg, region)
     model_config = build.plain(cfg.model)
     datamodule = build.build_datamodule(cfg, prepared, region, model_config["image_size"])
-    outlines = build.Outlines.of_region(region)
+    outlines = Outlines.of_region(region)
 
     import lightning as L
 

@@ -1,4 +1,4 @@
-"""A home with a small rendered and prepared set, made once, and commands run as a user types them."""
+"""A home with a small rendered and prepared set, made once, and commands as a user types them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def phases(home: Path) -> dict[int, Path]:
     assert outcome.status == 0, outcome.text
     found = {}
     for phase in (0, 1, 2):
-        (found[phase],) = (home / "outputs/three" / f"phase-{phase}").glob("*/checkpoints/best.ckpt")
+        runs = home / "outputs/three" / f"phase-{phase}"
+        (found[phase],) = runs.glob("*/checkpoints/best.ckpt")
     return found
 
 

@@ -79,7 +79,8 @@ def test_predict_prints_draws_and_writes(
 ) -> None:
     photo = next((home / "data/synthetic/photos").rglob("*.jpg"))
     picture, written = tmp_path / "map.png", tmp_path / "result.json"
-    outcome = command("predict", f"images={photo}", "name=three", f"map={picture}", f"out={written}")
+    arguments = [f"images={photo}", "name=three", f"map={picture}", f"out={written}"]
+    outcome = command("predict", *arguments)
     assert outcome.status == 0, outcome.text
     assert "confidence" in outcome.text
     with Image.open(picture) as image:

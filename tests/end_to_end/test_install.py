@@ -48,9 +48,7 @@ def wheel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_configuration_and_assets(wheel_folder: Path, tmp_path: Path) -> None:
     for name in ("conf/train.yaml", "conf/phase/2.yaml", "assets/outlines/pakistan.geojson"):
         assert (wheel_folder / "geopak" / name).is_file()
-    done = run(
-        ["-m", "geopak.train", "phase=1"], tmp_path, PYTHONPATH=str(wheel_folder)
-    )
+    done = run(["-m", "geopak.train", "phase=1"], tmp_path, PYTHONPATH=str(wheel_folder))
     # Installed elsewhere, the working directory is the home.
     assert done.returncode == 2, done.stderr
     assert str(tmp_path / "outputs") in done.stderr

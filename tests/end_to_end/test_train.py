@@ -158,9 +158,7 @@ def test_the_default_model_is_pretrained_and_small() -> None:
     from tests.conftest import make_cells
 
     cfg = compose("train")
-    region = Region.from_config(
-        {"name": "three", "provinces": {"a": {}, "b": {}, "c": {}}}
-    )
+    region = Region.from_config({"name": "three", "provinces": {"a": {}, "b": {}, "c": {}}})
     config = plain(cfg.model)
     model = build_model(config, region, make_cells())
     before = {k: v.clone() for k, v in model.semantic.state_dict().items()}

@@ -144,22 +144,25 @@ class CellTable:
 
     def to_geojson(self, region: Region) -> dict[str, Any]:
         """A GeoJSON FeatureCollection of the cell centers with all their attributes."""
-        frame = self.to_frame(region)
         features = [
             {
                 "type": "Feature",
-                "geometry": {"type": "Point", "coordinates": [row.longitude, row.latitude]},
+                "geometry": {
+                    "type": "Point",
+                    "coordinates": self.center_latlon_deg[k, ::-1].tolist(),
+                },
                 "properties": {
-                    **{
-                        k: getattr(row, k)
-                        for k in ("cell_id", "province_id", "province", "radius_km", "count")
-                    },
-                    "urban": bool(row.urban),
-                    "sparse": bool(row.sparse),
-                    "neighbours": [int(k) for k in row.neighbours if k >= 0],
+                    "cell_id": k,
+                    "province_id": int(self.province_id[k]),
+                    "province": region.names[self.province_id[k]],
+                    "radius_km": float(self.radius_km[k]),
+                    "count": int(self.count[k]),
+                    "urban": bool(self.urban[k]),
+                    "sparse": bool(self.sparse[k]),
+                    "neighbours": [int(n) for n in self.neighbours[k] if n >= 0],
                 },
             }
-            for row in frame.itertuples(index=False)
+            for k in range(self.num_cells)
         ]
         return {"type": "FeatureCollection", "features": features}
 
