@@ -217,7 +217,10 @@ class PhotoDataset(Dataset[Batch]):
     def __getitem__(self, rows: Sequence[int]) -> Batch:
         row = torch.as_tensor(rows, dtype=torch.long)
         if self.cache is not None:
-            image = self.cache[self.position[row]]
+            position = self.position[row]
+            if (position < 0).any():
+                raise IndexError(f"Rows {row[position < 0].tolist()} are not in the memory cache.")
+            image = self.cache[position]
         else:
             image = torch.stack([load_image(self.paths[r], self.size) for r in row.tolist()])
         return Batch(
