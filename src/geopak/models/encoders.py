@@ -218,7 +218,7 @@ class SceneEncoder(Encoder):
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a weight file: safetensors, a (nested) PyTorch state dict, or a TorchScript archive.
+    """Tensors of a file: safetensors, a (nested) PyTorch state dict, or a TorchScript archive.
 
     Nothing but tensors and plain containers is unpickled.
 
@@ -233,8 +233,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         if _is_torchscript(path):
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        # Files as old as Places365's were pickled by Python 2.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # pickle raises its own, unrelated classes
