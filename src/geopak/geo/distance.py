@@ -35,7 +35,7 @@ def haversine_km(a_deg: Tensor, b_deg: Tensor) -> Tensor:
     delta = torch.deg2rad(b_deg - a_deg)
     sin2 = torch.sin(delta / 2).square()
     h = sin2[..., 0] + torch.cos(a[..., 0]) * torch.cos(b[..., 0]) * sin2[..., 1]
-    # Rounding takes h below 0 beside a pole, where cos(90°) is negative, and above 1 at an antipode.
+    # Rounding takes h below 0 beside a pole, where cos(90°) is negative, and above 1 at antipodes.
     h, rest = h.clamp_min(0), (1 - h).clamp_min(0)
     return 2 * EARTH_RADIUS_KM * torch.atan2(torch.sqrt(h + eps) - eps**0.5, torch.sqrt(rest + eps))
 

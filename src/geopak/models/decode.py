@@ -101,8 +101,8 @@ def decode_geometric_median(
 ) -> Tensor:
     """The point of least expected great-circle distance.
 
-    Starts at the best hypothesis and takes Weiszfeld steps on the sphere's unit vectors (Vardi and
-    Zhang, 2000, keep the start when it is the median itself); the better of both ends is returned.
+    Weiszfeld steps on the sphere's unit vectors, from the mean. They slow down where the median is
+    a hypothesis itself, so the best hypothesis is returned unless they found something better.
     """
     pairwise = _pairwise_km(points_deg)
     expected = (pairwise * probability.unsqueeze(-2)).sum(-1)

@@ -1,4 +1,4 @@
-"""The backbone module that all phases share: image -> province, cells, embedding; offset per cell."""
+"""The network that all phases share: image -> province, cells, embedding; offset per cell."""
 
 from __future__ import annotations
 

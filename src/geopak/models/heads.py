@@ -1,4 +1,4 @@
-"""The heads: province, geocell within the province, offset within the cell, auxiliary coordinate."""
+"""The heads: province, geocell in the province, offset in the cell, auxiliary coordinate."""
 
 from __future__ import annotations
 
