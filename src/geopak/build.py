@@ -338,7 +338,10 @@ def build_logger(cfg: DictConfig, folder: Path) -> Any:
     section = plain(cfg.logger)
     kind = section.pop("kind")
     if kind == "csv":
-        return loggers.CSVLogger(save_dir=folder, name="", version="csv")
+        # A resumed run keeps the log of its first part.
+        part = 1 + len(list(folder.glob("csv*")))
+        version = "csv" if part == 1 else f"csv-{part}"
+        return loggers.CSVLogger(save_dir=folder, name="", version=version)
     if kind == "wandb":
         logger = loggers.WandbLogger(save_dir=folder, **section)
         logger.log_hyperparams(plain(cfg))

@@ -134,6 +134,23 @@ def model_description(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_folder(checkpoint: str | Path) -> Path:
+    """The run folder that holds a checkpoint in its ``checkpoints/``.
+
+    Raises:
+        CheckpointError: the file is missing, or lies elsewhere.
+    """
+    path = Path(checkpoint).expanduser().resolve()
+    if not path.is_file():
+        raise CheckpointError(f"No checkpoint at {path}.")
+    if path.parent.name != CHECKPOINT_FOLDER:
+        raise CheckpointError(
+            f"{path} does not lie in a run's {CHECKPOINT_FOLDER}/ folder, so there is no run to "
+            "continue. To start a phase from its weights use init_from=."
+        )
+    return path.parent.parent
+
+
 def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Marks a run folder as finished (``run.json``)."""
     text = json.dumps({**record, "finished_unix": time.time()}, indent=2)

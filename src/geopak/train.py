@@ -149,7 +149,13 @@ def print_summary(
 def main(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
-    return train(cfg, Path(HydraConfig.get().runtime.output_dir)).score
+    from geopak.checkpoint import run_folder
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.resume_from:
+        # The interrupted run's own folder: its best checkpoint so far is still in the running.
+        folder = run_folder(cfg.resume_from)
+    return train(cfg, folder).score
 
 
 if __name__ == "__main__":

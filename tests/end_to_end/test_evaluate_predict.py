@@ -57,7 +57,7 @@ def test_report_is_end_to_end_over_every_test_photo(
 
 def test_every_rule_and_baseline_stands_in_the_report(report_folder: Path) -> None:
     report = json.loads((report_folder / "report.json").read_text())
-    assert set(report["decoding_rules"]) == {"mean", "argmax", "geometric_median", "max_within_km"}
+    assert set(report["rules"]) == {"mean", "argmax", "geometric_median", "max_within_km"}
     assert {"densest_cell", "province_centroid_true"} <= set(report["baselines"])
     assert report["teacher_forced"]["median_km"]["value"] > 0
 

@@ -83,9 +83,11 @@ def test_resuming_continues_to_the_end(home: Path, command: Command) -> None:
     first = torch.load(last, weights_only=True)
     outcome = command("train", "phase=0", "name=resumed", *TINY, f"resume_from={last}")
     assert outcome.status == 0, outcome.text
-    after = sorted((home / "outputs/resumed/phase-0").glob("*/checkpoints/last.ckpt"))[-1]
-    second = torch.load(after, weights_only=True)
+    second = torch.load(last, weights_only=True)
     assert (first["global_step"], second["global_step"]) == (3, 6)
+    assert (last.parents[1] / "csv-2" / "metrics.csv").is_file()
+    record = json.loads((last.parents[1] / "run.json").read_text())
+    assert record["epochs"] == 2
 
 
 def test_wandb_writes_offline_runs(
