@@ -1,0 +1,138 @@
+"""Configuration as typed: integer phases, every shipped option, where things are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from geopak import cli
+from geopak.cli import CONFIG_DIR, compose, entry_point, home
+from geopak.errors import ConfigError
+
+GROUPS = ("phase", "trainer", "model", "logger", "experiment", "data", "loss", "optimizer",
+          "callbacks", "decoding", "region")  # fmt: skip
+OPTIONS = [
+    f"{group}={path.stem}"
+    for group in GROUPS
+    for path in sorted((CONFIG_DIR / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("phase", [0, 1, 2])
+def test_a_phase_is_chosen_by_its_number_as_typed(phase: int) -> None:
+    assert compose("train", [f"phase={phase}"]).phase.index == phase
+
+
+def test_settings_of_a_phase_are_overridden_together_with_its_choice() -> None:
+    cfg = compose("train", ["phase=2", "phase.lr.heads=3e-4", "phase.epochs=3"])
+    assert (cfg.phase.index, cfg.phase.lr.heads, cfg.phase.epochs) == (2, 3e-4, 3)
+    cfg = compose("train", ["phase.lr.heads=3e-4", "phase=2"])
+    assert (cfg.phase.index, cfg.phase.lr.heads) == (2, 3e-4)
+
+
+def test_a_sweep_over_phases_runs_each_in_order() -> None:
+    overrides = OverridesParser.create().parse_overrides(["phase=0,1,2", "seed=5"])
+    [jobs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    assert [compose("train", job).phase.index for job in jobs] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_shipped_option_composes_and_resolves(option: str) -> None:
+    cfg = compose("train", [option, "data.root=photos", "model.scene.checkpoint=file"])
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))
+def test_every_command_composes(name: str) -> None:
+    needed = {"predict": ["images=photo.jpg"]}
+    cfg = compose(name, needed.get(name, []))
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def test_the_published_experiment_is_the_method_at_full_size() -> None:
+    cfg = compose("train", ["experiment=pakistan", "phase=2", "data.root=/photos", "trainer=a100"])
+    assert cfg.model.name == "clip_places365"
+    assert cfg.model.image_size == 224
+    assert (cfg.data.batch_size, cfg.data.batches_per_epoch) == (64, 1300)
+    assert cfg.data.prepared == "/photos/prepared"
+    assert (cfg.phase.lr.semantic, cfg.phase.lr.scene, cfg.phase.lr.heads) == (1e-5, 5e-6, 5e-4)
+    assert cfg.trainer.precision == "bf16-mixed"
+    assert cfg.logger.kind == "wandb"
+    assert cfg.logger.offline is True
+    quotas = [p.get("batch_quota", cfg.region.province_defaults.batch_quota)
+              for p in cfg.region.provinces.values()]  # fmt: skip
+    assert quotas == [16, 8, 8, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phase=7", "Could not find 'phase/7'"),
+        ("model=huge", "Could not find 'model/huge'"),
+        ("phase.lrs=1", r"'phase\.lrs'. Did you mean 'phase\.lr'"),
+        ("logger.offine=false", "offine"),
+        ("nonsense=1", "nonsense"),
+    ],
+)
+def test_an_unknown_option_or_key_is_refused_by_name(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        compose("train", [override])
+
+
+def test_home_is_the_variable_then_the_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GEOPAK_HOME", raising=False)
+    assert (home() / "conf" / "train.yaml").is_file() or not cli.IN_CHECKOUT
+    monkeypatch.setenv("GEOPAK_HOME", str(tmp_path / "elsewhere"))
+    assert home() == tmp_path / "elsewhere"
+    cfg = compose("train")
+    assert cfg.paths.outputs == str(tmp_path / "elsewhere" / "outputs")
+    assert cfg.data.root == str(tmp_path / "elsewhere" / "data" / "synthetic")
+
+
+def test_home_of_an_installed_wheel_is_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GEOPAK_HOME", raising=False)
+    monkeypatch.setattr(cli, "IN_CHECKOUT", False)
+    monkeypatch.chdir(tmp_path)
+    assert home() == tmp_path
+
+
+def test_composing_works_from_any_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compose("train", ["phase=1"]).phase.parent == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_input_ends_a_command_with_its_message_and_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        hydra, "main", lambda *args, **kwargs: lambda function: lambda: function({})
+    )
+
+    @entry_point("train")
+    def failing(cfg: object) -> None:
+        raise ConfigError("Set the quota to 0.")
+
+    @entry_point("train")
+    def working(cfg: object) -> float:
+        return 0.5
+
+    with pytest.raises(SystemExit) as caught:
+        failing()
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err == "\nerror: Set the quota to 0.\n"
+    assert "Traceback" not in captured.err
+    assert working() == 0.5
