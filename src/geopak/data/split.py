@@ -125,7 +125,7 @@ def _draw(
     names, counts = np.unique(places[rows], return_counts=True)
     drawn: list[str] = []
     left, total = quota, int(counts.sum())
-    order = sorted(range(len(names)), key=lambda k: _hash(salt, names[k]))
+    order = sorted(range(len(names)), key=lambda k: _hash(salt, str(names[k])))
     for k in order:
         # A place larger than what is missing may overshoot by less than leaving it out falls short.
         if counts[k] <= 2 * left and counts[k] <= total / 2:

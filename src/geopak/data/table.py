@@ -249,7 +249,7 @@ def validate(
         degrees[axis] = pd.to_numeric(text, errors="coerce").astype("float64")
         reject(absent, "coordinate_missing", f"the {axis} is empty")
         reject(
-            ~np.isfinite(degrees[axis]),
+            ~degrees[axis].between(-np.inf, np.inf, inclusive="neither"),
             "coordinate_not_a_number",
             f"the {axis} is "
             + text.map(repr, na_action="ignore").astype("string")
