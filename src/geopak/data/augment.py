@@ -8,7 +8,7 @@ skylines: these are refused unless ``allow_unsafe`` says otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -129,8 +129,10 @@ class Augmenter:
         if s["perspective"]:
             tilt = torch.stack([draw.uniform(-0.5, 0.5) for _ in range(2)], -1) * s["perspective"]
             grid = grid / (1 + (grid * tilt[:, None, None]).sum(-1, keepdim=True))
+        # A plain crop never looks outside the picture; only unsafe transforms do.
+        outside = "reflection" if s["rotation"] or s["perspective"] else "border"
         return functional.grid_sample(
-            x, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+            x, grid, mode="bilinear", padding_mode=outside, align_corners=False
         )
 
     def _colour(self, x: Tensor, draw: _Draw) -> Tensor:
@@ -153,40 +155,59 @@ class Augmenter:
         return x
 
     def _weather(self, x: Tensor, draw: _Draw) -> Tensor:
-        """Fog thickens towards the top of the picture, rain streaks, cloud dims and greys."""
-        s = self.settings
-        if s["fog"]:
-            depth = torch.linspace(1, 0.2, x.shape[2], device=x.device).view(1, 1, -1, 1)
-            density = draw.happens(s["fog"]) * draw.uniform(0.2, 0.6)
-            fog = (draw.map(density) * depth).clamp(0, 1)
-            x = x * (1 - fog) + 0.85 * fog
-        if s["overcast"]:
-            strength = draw.map(draw.happens(s["overcast"]) * draw.uniform(0.3, 0.8))
-            grey = x.mean(1, keepdim=True) * 0.8 + 0.05
-            x = x * (1 - strength) + (0.5 * x + 0.5 * grey) * 0.9 * strength
-        if s["rain"]:
-            strength = draw.map(draw.happens(s["rain"]) * draw.uniform(0.3, 0.7))
-            drops = (draw.field(x.shape[2], x.shape[3]) > 0.97).float()
-            length = max(3, x.shape[2] // 10) | 1
-            streaks = functional.avg_pool2d(
-                drops, (length, 1), stride=1, padding=(length // 2, 0)
-            ) * (length / 2)
-            x = x * (1 - 0.15 * strength) + streaks.clamp(0, 1) * 0.5 * strength
+        """Weather for a few photos of the batch."""
+        for name, effect in (("fog", _fog), ("overcast", _overcast), ("rain", _rain)):
+            x = self._some(x, draw, name, effect)
         return x
 
     def _optics(self, x: Tensor, draw: _Draw) -> Tensor:
-        s = self.settings
-        if s["blur"]:
-            share = draw.map(draw.happens(s["blur"]) * draw.uniform(0.3, 1.0))
-            soft = functional.avg_pool2d(
-                functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1
-            )
-            x = x * (1 - share) + soft * share
-        if s["noise"]:
+        x = self._some(x, draw, "blur", _blur)
+        if self.settings["noise"]:
             # Luminance noise: most of a small sensor's noise, at a third of the cost.
-            amount = draw.map(draw.uniform(0, s["noise"]))
+            amount = draw.map(draw.uniform(0, self.settings["noise"]))
             x = x + amount * draw.normal((len(x), 1, *x.shape[2:]))
         return x
+
+    def _some(
+        self, x: Tensor, draw: _Draw, name: str, effect: Callable[[Tensor, _Draw], Tensor]
+    ) -> Tensor:
+        """Applies an effect to the photos that its probability chooses, and works on no other."""
+        if not self.settings[name]:
+            return x
+        rows = draw.chosen(self.settings[name])
+        if len(rows):
+            x[rows] = effect(x[rows], draw.of(len(rows)))
+        return x
+
+
+def _fog(x: Tensor, draw: _Draw) -> Tensor:
+    """Thickens towards the top of the picture, where things are far."""
+    depth = torch.linspace(1, 0.2, x.shape[2], device=x.device).view(1, 1, -1, 1)
+    fog = draw.map(draw.uniform(0.2, 0.6)) * depth
+    return x * (1 - fog) + 0.85 * fog
+
+
+def _overcast(x: Tensor, draw: _Draw) -> Tensor:
+    """Dims and greys."""
+    strength = draw.map(draw.uniform(0.3, 0.8))
+    grey = x.mean(1, keepdim=True) * 0.8 + 0.05
+    return x * (1 - strength) + (0.5 * x + 0.5 * grey) * 0.9 * strength
+
+
+def _rain(x: Tensor, draw: _Draw) -> Tensor:
+    """Bright vertical streaks over a darker picture."""
+    strength = draw.map(draw.uniform(0.3, 0.7))
+    drops = (draw.field(x.shape[2], x.shape[3]) > 0.97).float()
+    length = max(3, x.shape[2] // 10) | 1
+    streaks = functional.avg_pool2d(drops, (length, 1), stride=1, padding=(length // 2, 0))
+    return x * (1 - 0.15 * strength) + (streaks * length / 2).clamp(0, 1) * 0.5 * strength
+
+
+def _blur(x: Tensor, draw: _Draw) -> Tensor:
+    """A share of the mean over 3 × 3 pixels."""
+    share = draw.map(draw.uniform(0.3, 1.0))
+    soft = functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return x * (1 - share) + soft * share
 
 
 class _Draw:
@@ -200,6 +221,15 @@ class _Draw:
     def uniform(self, low: float, high: float) -> Tensor:
         drawn = torch.rand(self.num, generator=self.generator)
         return (low + (high - low) * drawn).to(self.device)
+
+    def of(self, num: int) -> _Draw:
+        """The same source for another number of photos."""
+        return _Draw(num, self.generator, self.device)
+
+    def chosen(self, probability: float) -> Tensor:
+        """Row numbers of the photos that something happens to."""
+        drawn = torch.rand(self.num, generator=self.generator) < probability
+        return drawn.nonzero().squeeze(1).to(self.device)
 
     def happens(self, probability: float) -> Tensor:
         return (self.uniform(0, 1) < probability).float()
