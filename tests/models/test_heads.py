@@ -103,6 +103,7 @@ def test_cell_heads_widen_from_the_configured_number_of_cells() -> None:
     assert [head[0].out_features for head in heads.heads] == [8, 12]  # type: ignore[index]
 
 
+@torch.no_grad()
 def test_cells_start_near_uniform_within_their_province() -> None:
     torch.manual_seed(0)
     log_prob = CellHeads(64, (10, 50), 32, 64, large_from=30)(torch.randn(200, 64))
@@ -131,6 +132,7 @@ def test_the_auxiliary_coordinate_starts_in_the_middle_of_the_region() -> None:
     assert ((position - center).abs() < scale).all()
 
 
+@torch.no_grad()
 def test_fusion_is_the_mean_of_both_embeddings_weighted_by_the_gate() -> None:
     fusion = GatedFusion(8, gate_bias=-0.4)
     nn.init.normal_(fusion.gate.weight, std=1)
@@ -144,6 +146,7 @@ def test_fusion_is_the_mean_of_both_embeddings_weighted_by_the_gate() -> None:
         torch.testing.assert_close(fused[i], expected * scene[i] + (1 - expected) * semantic[i])
 
 
+@torch.no_grad()
 def test_the_gate_starts_by_trusting_the_semantic_encoder() -> None:
     torch.manual_seed(0)
     fusion = GatedFusion(512, gate_bias=-0.4)
