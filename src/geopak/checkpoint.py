@@ -20,6 +20,19 @@ FORMAT = 1
 BEST_NAME = "best"
 CHECKPOINT_FOLDER = "checkpoints"
 _MODEL_PREFIX = "model."
+# What a checkpoint carries beside weights, see geopak.build.model_identity.
+IDENTITY = (
+    "format",
+    "version",
+    "region",
+    "cells",
+    "outlines",
+    "phase",
+    "province_temperature",
+    "model",
+    "decoding",
+    "config",
+)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -38,16 +51,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint that can be loaded safely: {first_line}"
         ) from error
-    if not isinstance(loaded, dict) or "geopak" not in loaded or "state_dict" not in loaded:
+    identity = loaded.get("geopak") if isinstance(loaded, dict) else None
+    if not isinstance(identity, dict) or "state_dict" not in loaded:
         raise CheckpointError(
             f"{path} is not a checkpoint of geopak: it carries no region, cells and model "
             "description. Checkpoints lie in outputs/<name>/phase-<k>/<run>/checkpoints/."
         )
-    written = loaded["geopak"].get("format")
+    written = identity.get("format")
     if written != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {written}, this version of geopak reads {FORMAT}."
         )
+    missing = [part for part in IDENTITY if part not in identity]
+    if missing:
+        raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
     return loaded
 
 

@@ -132,13 +132,14 @@ def print_summary(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for column in ("part", "trains", "of", "learning rate"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for name, (trainable, total) in counts.items():
         rate = f"{rates[name if name in rates else 'heads']:.1e}" if trainable else "frozen"
         table.add_row(name, f"{trainable:,}", f"{total:,}", rate)
     console = Console()
+    console.print(f"\n{title}", soft_wrap=True, highlight=False)
     console.print(table)
     console.print(
         f"{num_train:,} train and {num_val:,} val photos; {epochs} epochs of {num_batches} batches"

@@ -1,4 +1,4 @@
-"""The LightningDataModule: province-balanced, geography-safe augmented batches of a prepared set."""
+"""The LightningDataModule: balanced, geography-safe augmented batches of a prepared set."""
 
 from __future__ import annotations
 

@@ -152,6 +152,18 @@ class PreparedSet:
                     "match, or prepare again."
                 )
         present = np.unique(cells.province_id)
+        if present.max() >= region.num_provinces:
+            raise PreparedSetError(
+                f"{folder}/cells.parquet has cells of province index {present.max()}, "
+                f"{region.title} has {region.num_provinces} provinces. Prepare it again."
+            )
+        astray = ~photos["cell_id"].between(0, cells.num_cells - 1)
+        if astray.any():
+            raise PreparedSetError(
+                f"{table}: photo {photos['id'][astray].iloc[0]} is in cell "
+                f"{photos['cell_id'][astray].iloc[0]}, but {folder}/cells.parquet has "
+                f"{cells.num_cells} cells. The two files are of different runs: prepare again."
+            )
         if len(present) != region.num_provinces:
             lacking = [n for i, n in enumerate(region.names) if i not in present]
             raise PreparedSetError(
