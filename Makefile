@@ -41,11 +41,10 @@ format: setup ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove caches and everything below outputs/; photos and .venv stay
+clean: ## remove caches and builds; .venv, data/ and outputs/ stay
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
-	find outputs -mindepth 1 ! -name .gitkeep -delete
 
-distclean: clean ## also remove .venv and everything below data/
+distclean: clean ## also remove .venv and everything below data/ and outputs/
 	rm -rf $(VENV)
-	find data -mindepth 1 ! -name .gitkeep -delete
+	find data outputs -mindepth 1 ! -name .gitkeep -delete

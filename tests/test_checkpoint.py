@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,11 @@ from geopak.checkpoint import (
     CHECKPOINT_FOLDER,
     find_latest,
     find_parent,
+    load_state,
     newest_finished,
     read_checkpoint,
-    warm_start,
+    read_matching,
+    shared_overrides,
     write_run_record,
 )
 from geopak.errors import CheckpointError
@@ -107,14 +110,6 @@ def test_a_checkpoint_alone_rebuilds_the_model_and_what_it_means(
     assert trained.phase == {"index": 1, "title": "phase 1"}
 
 
-def test_a_checkpoint_holds_no_path_of_the_machine_that_made_it(
-    content: dict[str, Any],
-) -> None:
-    assert content["geopak"]["region"]["boundaries"] is None
-    for encoder in ("semantic", "scene"):
-        assert content["geopak"]["model"][encoder].keys() == {"shape"}
-
-
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"No checkpoint at .*gone\.ckpt"):
         read_checkpoint(tmp_path / "gone.ckpt")
@@ -185,7 +180,7 @@ def test_a_warm_start_takes_all_weights_of_the_parent(
     model_config: dict[str, Any],
 ) -> None:
     child = fresh_model(model_config, region, cells)
-    warm_start(child, path, region, cells, model_config, expected_phase=1)
+    load_state(child, read_matching(path, region, cells, model_config, expected_phase=1), path)
     theirs = model.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in child.state_dict().items())
 
@@ -197,16 +192,15 @@ def test_a_parent_of_another_region_is_refused(
     region_config: dict[str, Any],
 ) -> None:
     renamed = Region.from_config(region_config | {"name": "elsewhere"})
-    child = fresh_model(model_config, renamed, cells)
     with pytest.raises(CheckpointError, match=r"of the region Smallland .* region=smallland"):
-        warm_start(child, path, renamed, cells, model_config, expected_phase=1)
+        read_matching(path, renamed, cells, model_config, expected_phase=1)
     region_config["provinces"]["capital"]["name"] = "Old Capital"
     changed = Region.from_config(region_config)
     with pytest.raises(CheckpointError, match="of the region Smallland"):
-        warm_start(child, path, changed, cells, model_config, expected_phase=1)
+        read_matching(path, changed, cells, model_config, expected_phase=1)
 
 
-@pytest.mark.parametrize(("expected", "message"), [(0, "starts from phase 0"), (2, "phase 2")])
+@pytest.mark.parametrize(("expected", "message"), [(0, "wanted is phase 0"), (2, "phase 2")])
 def test_a_parent_of_the_wrong_phase_is_refused(
     path: Path,
     model: Geolocator,
@@ -217,16 +211,15 @@ def test_a_parent_of_the_wrong_phase_is_refused(
     message: str,
 ) -> None:
     with pytest.raises(CheckpointError, match=rf"comes from phase 1.*{message}.*resume_from="):
-        warm_start(model, path, region, cells, model_config, expected_phase=expected)
+        read_matching(path, region, cells, model_config, expected_phase=expected)
 
 
 def test_a_parent_with_other_cells_is_refused(
     path: Path, region: Region, model_config: dict[str, Any]
 ) -> None:
     cells = make_cells(seed=1)
-    child = fresh_model(model_config, region, cells)
     with pytest.raises(CheckpointError, match=r"other geocells.*phase=0,1,2"):
-        warm_start(child, path, region, cells, model_config, expected_phase=1)
+        read_matching(path, region, cells, model_config, expected_phase=1)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +248,7 @@ def test_a_parent_with_another_model_is_refused_by_the_part_that_differs(
     else:
         other[part]["shape"] |= change["shape"]
     with pytest.raises(CheckpointError, match=f"another {part}"):
-        warm_start(model, path, region, cells, other, expected_phase=1)
+        read_matching(path, region, cells, other, expected_phase=1)
 
 
 def test_where_the_encoders_came_from_does_not_make_another_model(
@@ -267,7 +260,7 @@ def test_where_the_encoders_came_from_does_not_make_another_model(
 ) -> None:
     model_config["semantic"]["checkpoint"] = "/elsewhere/clip.pt"
     model_config["pretrained"] = True
-    warm_start(model, path, region, cells, model_config, expected_phase=1)
+    read_matching(path, region, cells, model_config, expected_phase=1)
 
 
 def test_weights_that_do_not_fit_are_refused_by_key(
@@ -284,7 +277,7 @@ def finished_run(root: Path, phase: int, name: str, finished: float) -> Path:
     (run / CHECKPOINT_FOLDER).mkdir(parents=True)
     best = run / CHECKPOINT_FOLDER / f"{BEST_NAME}.ckpt"
     best.touch()
-    write_run_record(run, {"phase": phase})
+    write_run_record(run, {"phase": phase, "overrides": []})
     text = (run / "run.json").read_text()
     start = text.index('"finished_unix"')
     (run / "run.json").write_text(text[:start] + f'"finished_unix": {finished}\n}}')
@@ -299,13 +292,13 @@ def test_the_parent_is_the_run_that_finished_last(tmp_path: Path) -> None:
     finished_run(tmp_path, 1, "d", 400.0).unlink()
     (finished_run(tmp_path, 1, "e", 500.0).parent.parent / "run.json").unlink()
     assert newest_finished(tmp_path, 1) == late
-    assert find_parent(tmp_path, 1, "") == late
+    assert find_parent(tmp_path, 1, []) == late
     assert newest_finished(tmp_path, 2) is None
 
 
 def test_a_missing_parent_names_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"python -m geopak\.train phase=1 name=mine"):
-        find_parent(tmp_path, 1, " name=mine")
+        find_parent(tmp_path, 1, ["phase=2", "name=mine", "trainer=cpu"])
 
 
 def test_a_parent_that_was_interrupted_is_pointed_out(tmp_path: Path) -> None:
@@ -313,7 +306,7 @@ def test_a_parent_that_was_interrupted_is_pointed_out(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "last.ckpt").touch()
     with pytest.raises(CheckpointError, match=r"last\.ckpt: continue it with resume_from="):
-        find_parent(tmp_path, 1, "")
+        find_parent(tmp_path, 1, [])
 
 
 def test_the_latest_model_is_that_of_the_highest_finished_phase(tmp_path: Path) -> None:
@@ -324,3 +317,30 @@ def test_the_latest_model_is_that_of_the_highest_finished_phase(tmp_path: Path) 
     second = finished_run(tmp_path, 1, "b", 100.0)
     finished_run(tmp_path, 2, "c", 950.0).unlink()
     assert find_latest(tmp_path) == second
+
+
+def test_a_branch_of_a_sweep_finds_its_own_parent(tmp_path: Path) -> None:
+    for name, finished, overrides in (
+        ("a", 100.0, ["phase=0", "seed=0", "phase.lr.heads=1e-3"]),
+        ("b", 200.0, ["phase=0", "seed=1"]),
+    ):
+        best = finished_run(tmp_path, 0, name, finished)
+        record = json.loads((best.parents[1] / "run.json").read_text())
+        record["overrides"] = shared_overrides(overrides)
+        (best.parents[1] / "run.json").write_text(json.dumps(record))
+    for seed, run in ((0, "a"), (1, "b"), (2, "b")):
+        found = find_parent(tmp_path, 0, [f"seed={seed}", "phase=1", "trainer=cpu"])
+        assert found.parents[1].name == run
+
+
+def test_a_broken_run_record_is_named(tmp_path: Path) -> None:
+    best = finished_run(tmp_path, 0, "a", 100.0)
+    (best.parents[1] / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run\.json is not a run record"):
+        newest_finished(tmp_path, 0)
+
+
+def test_folders_that_only_look_like_a_phase_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "phase-2.bak").mkdir()
+    best = finished_run(tmp_path, 1, "a", 100.0)
+    assert find_latest(tmp_path) == best

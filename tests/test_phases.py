@@ -53,9 +53,10 @@ def make_task(
             decoding=DecodingOptions(),
             optimizer=plain(cfg.optimizer),
             encoders_pretrained=pretrained,
+            num_steps=100,
             identity={},
         )
-        trainer = SimpleNamespace(estimated_stepping_batches=100, current_epoch=0)
+        trainer = SimpleNamespace(current_epoch=0)
         task._trainer = trainer  # type: ignore[assignment]
         return task
 
@@ -259,7 +260,19 @@ def test_offset_ramp_rises_over_the_first_epochs_and_stays(
         (["phase.epochs=0"], r"phase\.epochs"),
         (["~phase.lr.scene"], r"phase\.lr\.scene is missing"),
         (["+phase.unfreeze.text=0.5"], r"phase\.unfreeze\.text"),
-        (["phase.unfreeze.semantic=2"], r"phase\.unfreeze must be"),
+        (["phase.unfreeze.semantic=2"], r"phase\.unfreeze\.semantic=2 must be a fraction"),
+        (["phase.unfreeze.scene=top"], r"phase\.unfreeze\.scene=top must be a fraction"),
+        (["phase.unfreeze.scene=true"], r"phase\.unfreeze\.scene=true must be a number or a name"),
+        (["phase.unfreeze=1"], r"phase\.unfreeze=1 must be a section"),
+        (["phase.lr=null"], r"phase\.lr=null must be a section"),
+        (["phase.lr.heads=abc"], r"phase\.lr\.heads='abc' must be a number"),
+        (["phase.lr.heads=-1"], r"phase\.lr\.heads=-1 must be 0 or more"),
+        (["phase.lr.scene=nan"], r"phase\.lr\.scene=nan must be a number"),
+        (["phase.epochs=abc"], r"phase\.epochs='abc' must be an integer\."),
+        (["phase.epochs=2.5"], r"phase\.epochs=2\.5 must be an integer\."),
+        (["phase.epochs=true"], r"phase\.epochs=true must be an integer\."),
+        (["phase.parent=first"], r"phase\.parent='first' must be an integer or null\."),
+        (["phase.train=[1]"], r"phase\.train=.* must be a list of names"),
         (["+phase.lrs=1"], r"phase\.lrs is not an option.*'lr'"),
         (["~phase.monitor"], "phase lacks monitor"),
     ],

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from geopak import __version__
 from geopak.checkpoint import (
+    BEST_NAME,
+    CHECKPOINT_FOLDER,
     FORMAT,
+    LAST_NAME,
     find_parent,
     load_state,
     model_description,
     read_checkpoint,
-    warm_start,
+    read_matching,
 )
 from geopak.errors import CheckpointError, ConfigError, nearest_name
 from geopak.geo.boundaries import Outlines
@@ -57,9 +62,12 @@ def options(cls: type[T], section: Mapping[str, Any], name: str) -> T:
     """A dataclass of options from a configuration section.
 
     Raises:
-        ConfigError: a key that the dataclass does not know, or one missing.
+        ConfigError: a key that the dataclass does not know, one missing, or a value of another
+            type than the dataclass says.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{name}={_shown(section)} must be a section of options.")
     for key in section:
         if key not in known:
             raise ConfigError(
@@ -75,7 +83,58 @@ def options(cls: type[T], section: Mapping[str, Any], name: str) -> T:
     ]
     if missing:
         raise ConfigError(f"{name} lacks {', '.join(missing)}.")
+    types = get_type_hints(cls)
+    for key, value in section.items():
+        _check_type(value, types[key], f"{name}.{key}")
     return cls(**section)
+
+
+def _check_type(value: Any, expected: Any, key: str) -> None:
+    """Raises a ConfigError unless a value is of the type that an annotation says."""
+    if not _is_a(value, expected):
+        raise ConfigError(f"{key}={_shown(value)} must be {_described(expected)}.")
+    values = get_args(expected)
+    if get_origin(expected) in (dict, Mapping) and values[1] is not Any:
+        for name, part in value.items():
+            _check_type(part, values[1], f"{key}.{name}")
+
+
+def _is_a(value: Any, expected: Any) -> bool:
+    origin = get_origin(expected)
+    if expected is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_is_a(value, choice) for choice in get_args(expected))
+    if origin is tuple:
+        items = get_args(expected)
+        return isinstance(value, (list, tuple)) and all(_is_a(v, items[0]) for v in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if expected is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and not math.isnan(value)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def _described(expected: Any) -> str:
+    origin = get_origin(expected)
+    if origin in (Union, UnionType):
+        return " or ".join(_described(choice) for choice in get_args(expected))
+    if origin is tuple:
+        return "a list of names"
+    if origin in (dict, Mapping):
+        return "a section {key: value, …}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}
+    return {**names, NoneType: "null"}[expected]
+
+
+def _shown(value: Any) -> str:
+    """A value as one would type it, text in quotes."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
 
 
 def build_region(cfg: DictConfig) -> Region:
@@ -142,8 +201,10 @@ def load_pretrained(model: Geolocator, config: Mapping[str, Any]) -> None:
     model.scene.load_pretrained(scene_weights(scene), str(scene))
 
 
-def resolve_parent(cfg: DictConfig, phase: Phase) -> Path | None:
+def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> Path | None:
     """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none."""
+    if cfg.resume_from:
+        return None
     if cfg.init_from:
         if phase.parent is None:
             raise ConfigError(
@@ -152,7 +213,6 @@ def resolve_parent(cfg: DictConfig, phase: Phase) -> Path | None:
         return Path(cfg.init_from).expanduser()
     if phase.parent is None:
         return None
-    overrides = "" if cfg.name == "geopak" else f" name={cfg.name}"
     return find_parent(Path(cfg.paths.outputs) / cfg.name, phase.parent, overrides)
 
 
@@ -163,14 +223,20 @@ def start_weights(
     phase: Phase,
     region: Region,
     cells: CellTable,
+    resume_from: str | None,
 ) -> bool:
     """Puts the weights into the model that its phase starts from.
 
     Returns:
         Whether the encoders hold anything learned.
     """
+    if resume_from:
+        # The trainer restores all weights itself; here the checkpoint is only checked.
+        read_matching(resume_from, region, cells, config, phase.index)
+        return phase.parent is not None or bool(config["pretrained"])
     if parent is not None:
-        warm_start(model, parent, region, cells, config, phase.parent)
+        checkpoint = read_matching(parent, region, cells, config, phase.parent)
+        load_state(model, checkpoint, parent)
         return True
     if config["pretrained"]:
         load_pretrained(model, config)
@@ -185,7 +251,7 @@ def model_identity(
     outlines: Outlines,
     phase: Phase,
     decoding: DecodingOptions,
-    config: Mapping[str, Any],
+    config: dict[str, Any],
 ) -> dict[str, Any]:
     """What a checkpoint carries beside weights: enough to predict from it alone."""
     description = model_description(model_config) | {
@@ -202,8 +268,21 @@ def model_identity(
         "province_temperature": phase.province_temperature,
         "model": description,
         "decoding": dataclasses.asdict(decoding),
-        "config": dict(config),
+        "config": config,
     }
+
+
+def portable_config(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as composed, without what is true on one machine only."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    for key in ("paths", "init_from", "resume_from"):
+        config.pop(key, None)
+    for section, keys in (("data", ("root", "prepared")), ("region", ("boundaries", "towns"))):
+        for key in keys:
+            config[section].pop(key, None)
+    for encoder in ("semantic", "scene"):
+        config["model"][encoder].pop("checkpoint", None)
+    return config
 
 
 @dataclass
@@ -266,6 +345,18 @@ def build_datamodule(
     return GeopakDataModule(prepared, region, options(LoadingOptions, section, "data"), image_size)
 
 
+def optimizer_options(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of AdamW but for the learning rates.
+
+    Under mixed precision a fused AdamW unscales gradients by itself, after they should have been
+    clipped; Lightning refuses the pair, so the plain one takes its place.
+    """
+    chosen: dict[str, Any] = plain(cfg.optimizer)
+    if "mixed" in str(cfg.trainer.precision) and cfg.trainer.gradient_clip_val:
+        chosen["fused"] = False
+    return chosen
+
+
 def build_task(
     cfg: DictConfig,
     model: Geolocator,
@@ -274,15 +365,16 @@ def build_task(
     cells: CellTable,
     outlines: Outlines,
     encoders_pretrained: bool,
+    num_batches: int,
 ) -> GeolocationTask:
-    """The LightningModule of the phase."""
+    """The LightningModule of the phase, for epochs of ``num_batches`` batches."""
     from geopak.task import TASKS
 
     if phase.index not in TASKS:
         raise ConfigError(f"phase.index={phase.index}: known phases are {sorted(TASKS)}.")
     decoding = options(DecodingOptions, plain(cfg.decoding), "decoding")
     identity = model_identity(
-        plain(cfg.model), region, cells, outlines, phase, decoding, plain(cfg)
+        plain(cfg.model), region, cells, outlines, phase, decoding, portable_config(cfg)
     )
     return TASKS[phase.index](
         model=model,
@@ -291,17 +383,16 @@ def build_task(
         cells=cells,
         loss_options=options(LossOptions, plain(cfg.loss), "loss"),
         decoding=decoding,
-        optimizer=plain(cfg.optimizer),
+        optimizer=optimizer_options(cfg),
         encoders_pretrained=encoders_pretrained,
         identity=identity,
+        num_steps=phase.epochs * math.ceil(num_batches / cfg.trainer.accumulate_grad_batches),
     )
 
 
 def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callback]:
     """Checkpointing by the phase's metric, progress bar, learning-rate log, early stopping."""
     from lightning.pytorch import callbacks
-
-    from geopak.checkpoint import BEST_NAME, CHECKPOINT_FOLDER
 
     section = cfg.callbacks
     built: list[L.Callback] = [
@@ -310,9 +401,12 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
             filename=BEST_NAME,
             monitor=phase.monitor,
             mode=phase.monitor_mode,
-            save_last=True,
             enable_version_counter=False,
-        )
+        ),
+        # save_last of the one above would write only when there is a new best.
+        callbacks.ModelCheckpoint(
+            dirpath=folder / CHECKPOINT_FOLDER, filename=LAST_NAME, enable_version_counter=False
+        ),
     ]
     if cfg.logger is not None:
         built.append(callbacks.LearningRateMonitor(logging_interval="step"))
@@ -349,11 +443,26 @@ def build_logger(cfg: DictConfig, folder: Path) -> Any:
     raise ConfigError(f"logger.kind={kind!r} is unknown. Known: csv, wandb.")
 
 
+def close_loggers(trainer: L.Trainer) -> None:
+    """Ends W&B runs, so that the next phase of a multirun gets a run of its own."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        import wandb
+
+        wandb.finish()
+
+
 def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
     """The Lightning trainer of ``cfg.trainer``."""
     import lightning as L
 
     section = plain(cfg.trainer)
+    if section["check_val_every_n_epoch"] > phase.epochs:
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch={section['check_val_every_n_epoch']} is more than "
+            f"phase.epochs={phase.epochs}: no epoch would be validated, none could be the best."
+        )
     threads = section.pop("threads")
     if threads:
         torch.set_num_threads(threads)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from geopak.models.geolocator import Geolocator
 
 FORMAT = 1
 BEST_NAME = "best"
+LAST_NAME = "last"
 CHECKPOINT_FOLDER = "checkpoints"
 _MODEL_PREFIX = "model."
 # What a checkpoint carries beside weights, see geopak.build.model_identity.
@@ -89,22 +91,20 @@ def load_state(model: Geolocator, checkpoint: Mapping[str, Any], path: str | Pat
         raise CheckpointError(f"{path} holds another model: {error}") from error
 
 
-def warm_start(
-    model: Geolocator,
+def read_matching(
     path: str | Path,
     region: Region,
     cells: CellTable,
     model_config: Mapping[str, Any],
     expected_phase: int | None,
-) -> None:
-    """Starts a phase from the checkpoint of its parent phase.
+) -> dict[str, Any]:
+    """Reads a checkpoint that a run can go on from: its parent's, or its own interrupted one.
 
     Args:
-        model: receives the weights.
-        path: the parent's checkpoint.
+        path: the checkpoint.
         region, cells: of the present run.
         model_config: description of the present model.
-        expected_phase: index of the parent phase.
+        expected_phase: index of the phase that made it.
 
     Raises:
         CheckpointError: a checkpoint of another region, cell table, model or phase.
@@ -120,8 +120,8 @@ def warm_start(
     if identity["phase"]["index"] != expected_phase:
         wanted = "no other phase" if expected_phase is None else f"phase {expected_phase}"
         raise CheckpointError(
-            f"{path} comes from phase {identity['phase']['index']}; this phase starts from "
-            f"{wanted}. To continue an interrupted run of the same phase use resume_from=."
+            f"{path} comes from phase {identity['phase']['index']}, wanted is {wanted}: "
+            "init_from= takes the phase before, resume_from= the phase itself."
         )
     theirs, ours = model_description(identity["model"]), model_description(model_config)
     for part in ours:
@@ -133,9 +133,9 @@ def warm_start(
     if CellTable.from_dict(identity["cells"]).fingerprint() != cells.fingerprint():
         raise CheckpointError(
             f"{path} was trained on other geocells than this prepared set has. Train the phases "
-            f"before this one again: python -m geopak.train -m phase=0,1,2"
+            "before this one again: python -m geopak.train -m phase=0,1,2"
         )
-    load_state(model, checkpoint, path)
+    return checkpoint
 
 
 def model_description(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,32 +174,61 @@ def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
     (folder / "run.json").write_text(text, encoding="utf-8")
 
 
-def newest_finished(run_root: Path, phase: int) -> Path | None:
-    """The best checkpoint of the newest finished run of a phase below ``outputs/<name>``."""
-    newest: tuple[float, Path] | None = None
-    for record in sorted((run_root / f"phase-{phase}").glob("*/run.json")):
-        best = record.parent / CHECKPOINT_FOLDER / f"{BEST_NAME}.ckpt"
-        finished = json.loads(record.read_text(encoding="utf-8"))["finished_unix"]
-        if best.is_file() and (newest is None or finished > newest[0]):
-            newest = (finished, best)
-    return newest[1] if newest else None
+def shared_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides that a phase has in common with its parent, as typed.
+
+    What belongs to one phase, one machine or one log is left out.
+    """
+    own = ("phase", "init_from", "resume_from", "hydra", "trainer", "logger", "callbacks")
+    return sorted(o for o in overrides if not o.lstrip("+~").startswith(own))
 
 
-def find_parent(run_root: Path, parent: int, overrides: str) -> Path:
+def newest_finished(
+    run_root: Path, phase: int, overrides: Sequence[str] | None = None
+) -> Path | None:
+    """The best checkpoint of the newest finished run of a phase below ``outputs/<name>``.
+
+    Args:
+        run_root: ``outputs/<name>``.
+        phase: index.
+        overrides: of the run looking for it; a run with the same :func:`shared_overrides` comes
+            before any other, so that every branch of a sweep finds its own parent.
+
+    Raises:
+        CheckpointError: a broken run record.
+    """
+    found: list[tuple[bool, float, Path]] = []
+    for path in sorted((run_root / f"phase-{phase}").glob("*/run.json")):
+        best = path.parent / CHECKPOINT_FOLDER / f"{BEST_NAME}.ckpt"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            finished, theirs = float(record["finished_unix"]), record["overrides"]
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} is not a run record: {error!r}. Delete it.") from error
+        if best.is_file():
+            same = overrides is not None and theirs == shared_overrides(overrides)
+            found.append((same, finished, best))
+    return max(found)[2] if found else None
+
+
+def find_parent(run_root: Path, parent: int, overrides: Sequence[str]) -> Path:
     """The checkpoint that a phase starts from, found by itself.
 
     Args:
         run_root: ``outputs/<name>``, which holds ``phase-<k>/<run>/``.
         parent: index of the phase looked for.
-        overrides: what to add to the command that the error suggests.
+        overrides: of the present run, see :func:`newest_finished`.
 
     Raises:
         CheckpointError: there is none; names the command to run.
     """
-    found = newest_finished(run_root, parent)
+    found = newest_finished(run_root, parent, overrides)
     if found:
         return found
-    unfinished = sorted((run_root / f"phase-{parent}").glob(f"*/{CHECKPOINT_FOLDER}/last.ckpt"))
+    command = ["python -m geopak.train", f"phase={parent}", *shared_overrides(overrides)]
+    unfinished = sorted(
+        (run_root / f"phase-{parent}").glob(f"*/{CHECKPOINT_FOLDER}/{LAST_NAME}.ckpt")
+    )
     hint = (
         f"\nA run that did not finish left {unfinished[-1]}: continue it with resume_from=."
         if unfinished
@@ -207,7 +236,7 @@ def find_parent(run_root: Path, parent: int, overrides: str) -> Path:
     )
     raise CheckpointError(
         f"This phase starts from phase {parent}, of which there is no finished run below "
-        f"{run_root}. Run it first:\n\n    python -m geopak.train phase={parent}{overrides}\n\n"
+        f"{run_root}. Run it first:\n\n    {' '.join(command)}\n\n"
         f"or pass init_from=CHECKPOINT.{hint}"
     )
 
@@ -218,8 +247,8 @@ def find_latest(run_root: Path) -> Path:
     Raises:
         CheckpointError: there is none; names the command to run.
     """
-    phases = sorted(int(p.name.removeprefix("phase-")) for p in run_root.glob("phase-*"))
-    for phase in reversed(phases):
+    folders = (re.fullmatch(r"phase-(\d+)", p.name) for p in run_root.glob("phase-*"))
+    for phase in sorted((int(match[1]) for match in folders if match), reverse=True):
         if found := newest_finished(run_root, phase):
             return found
     raise CheckpointError(

@@ -67,7 +67,8 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     for phase in (0, 1, 2):
         overrides = [f"phase={phase}", f"name={cfg.name}", f"data.root={root}", *cfg.train[phase]]
         with watch.step(f"phase_{phase}", " ".join(["train", *overrides])):
-            result = train(compose("train", overrides), folder / f"phase-{phase}" / stamp)
+            run = folder / f"phase-{phase}" / stamp
+            result = train(compose("train", overrides), run, overrides)
         checkpoints[phase] = result.checkpoint
         overrides = [f"ckpt={result.checkpoint}", f"root={root}"]
         if phase == 2:

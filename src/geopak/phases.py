@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from geopak.errors import ConfigError, nearest_name
-from geopak.models.freezing import set_frozen, unfreeze_top
+from geopak.models.freezing import LAST_STAGE, set_frozen, unfreeze_top
 from geopak.models.geolocator import Geolocator
 
 ENCODERS = ("semantic", "scene")
@@ -62,9 +63,17 @@ class Phase:
         for group in ("heads", *ENCODERS):
             if group not in self.lr:
                 raise ConfigError(f"phase.lr.{group} is missing.")
-        for encoder in self.unfreeze:
+        for group, rate in self.lr.items():
+            if not 0 <= rate < math.inf:
+                raise ConfigError(f"phase.lr.{group}={rate} must be 0 or more.")
+        for encoder, share in self.unfreeze.items():
             if encoder not in ENCODERS:
                 raise ConfigError(f"phase.unfreeze.{encoder}: there is no such encoder.")
+            if share != LAST_STAGE and (isinstance(share, str) or not 0 <= share <= 1):
+                raise ConfigError(
+                    f"phase.unfreeze.{encoder}={share} must be a fraction between 0 and 1 or "
+                    f"{LAST_STAGE}."
+                )
 
 
 def set_up_training(

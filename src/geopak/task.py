@@ -56,6 +56,8 @@ class GeolocationTask(L.LightningModule):
         encoders_pretrained: whether the encoders hold anything learned.
         identity: plain containers and tensors saved with every checkpoint, enough to rebuild the
             model and predict from the checkpoint alone.
+        num_steps: optimizer steps of the whole training, for the learning-rate schedule. Asking
+            the trainer would build its loaders before a resumed run knows its epoch.
     """
 
     cell_urban: Tensor
@@ -71,6 +73,7 @@ class GeolocationTask(L.LightningModule):
         optimizer: Mapping[str, Any],
         encoders_pretrained: bool,
         identity: dict[str, Any],
+        num_steps: int,
     ) -> None:
         super().__init__()
         self.model = model
@@ -78,6 +81,7 @@ class GeolocationTask(L.LightningModule):
         self.decoding = decoding
         self.optimizer_options = dict(optimizer)
         self.identity = identity
+        self.num_steps = num_steps
         self.trainable = set_up_training(model, phase, encoders_pretrained)
         self.loss = GeolocationLoss(region, cells, loss_options, tuple(phase.losses))
         self.ramp_epochs = loss_options.offset_ramp_epochs
@@ -126,7 +130,7 @@ class GeolocationTask(L.LightningModule):
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.val_metrics.reset()
         self.log_dict(metrics, rank_zero_only=False)
-        if not self.trainer.sanity_checking:
+        if not self.trainer.sanity_checking and self.trainer.is_global_zero:
             log.info(
                 "epoch %d/%d: val median %.1f km, within 25 km %.1f%%, province macro %.1f%%",
                 self.current_epoch + 1,
@@ -143,10 +147,11 @@ class GeolocationTask(L.LightningModule):
             for name, parameters in self.trainable.items()
         ]
         optimizer = torch.optim.AdamW(groups, **self.optimizer_options)
-        total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: learning_rate_factor(step, total, self.phase.schedule, self.phase.warmup),
+            lambda step: learning_rate_factor(
+                step, self.num_steps, self.phase.schedule, self.phase.warmup
+            ),
         )
         return {
             "optimizer": optimizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,12 +36,14 @@ class TrainingResult:
     folder: Path
 
 
-def train(cfg: DictConfig, folder: Path) -> TrainingResult:
+def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> TrainingResult:
     """Builds everything from the configuration, fits, and keeps the best checkpoint.
 
     Args:
         cfg: composed from ``conf/train.yaml``.
         folder: where checkpoints and logs go.
+        overrides: those that ``cfg`` was composed with; a phase looks for a parent run that shares
+            them.
 
     Raises:
         GeopakError: anything that the user can mend, before work is lost.
@@ -52,7 +55,7 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
     # Cheap checks first: a missing parent must not cost a model's loading.
     phase = build.build_phase(cfg)
     region = build.build_region(cfg)
-    parent = build.resolve_parent(cfg, phase)
+    parent = build.resolve_parent(cfg, phase, overrides)
     prepared = build.build_prepared(cfg, region)
     model_config = build.plain(cfg.model)
     datamodule = build.build_datamodule(cfg, prepared, region, model_config["image_size"])
@@ -60,31 +63,46 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
 
     import lightning as L
 
-    from geopak.checkpoint import read_checkpoint, write_run_record
+    from geopak.checkpoint import shared_overrides, write_run_record
 
     quieten_lightning()
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    if cfg.resume_from:
-        read_checkpoint(cfg.resume_from)
     model = build.build_model(model_config, region, prepared.cells)
-    pretrained = build.start_weights(model, model_config, parent, phase, region, prepared.cells)
-    task = build.build_task(cfg, model, phase, region, prepared.cells, outlines, pretrained)
+    pretrained = build.start_weights(
+        model, model_config, parent, phase, region, prepared.cells, cfg.resume_from
+    )
+    task = build.build_task(
+        cfg,
+        model,
+        phase,
+        region,
+        prepared.cells,
+        outlines,
+        pretrained,
+        datamodule.num_batches,
+    )
     trainer = build.build_trainer(cfg, phase, folder)
 
     source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
-    if not pretrained:
+    if cfg.resume_from:
+        source = f"where it was interrupted: {cfg.resume_from}"
+    elif not pretrained:
         source = "random weights: this phase trains the encoders too"
-    print_summary(
-        f"phase {phase.index} ({phase.title}), from {source}",
-        parameter_counts(model),
-        task.learning_rates(),
-        len(datamodule.train_rows),
-        len(datamodule.val_rows),
-        datamodule.num_batches,
-        phase.epochs,
-    )
-    trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.resume_from, weights_only=True)
+    if trainer.is_global_zero:
+        print_summary(
+            f"phase {phase.index} ({phase.title}), from {source}",
+            parameter_counts(model),
+            task.learning_rates(),
+            len(datamodule.train_rows),
+            len(datamodule.val_rows),
+            datamodule.num_batches,
+            phase.epochs,
+        )
+    try:
+        trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.resume_from, weights_only=True)
+    finally:
+        build.close_loggers(trainer)
 
     keeper = trainer.checkpoint_callback
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
@@ -98,8 +116,11 @@ def train(cfg: DictConfig, folder: Path) -> TrainingResult:
                 "parent": str(parent) if parent else None,
                 "best": best.name,
                 "epochs": trainer.current_epoch,
+                "overrides": shared_overrides(overrides),
             },
         )
+    # Other ranks may look for this record as the parent of the next phase.
+    trainer.strategy.barrier()
     log.info("best %s = %.4g: %s", phase.monitor, score, best)
     return TrainingResult(best, score, task, folder)
 
@@ -114,6 +135,10 @@ def quieten_lightning() -> None:
         # Photos kept in memory need no loader processes.
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
+        # A resumed run goes on in its own folder.
+        ".*exists and is not empty.*",
+        # Metrics are gathered from all ranks before they are logged.
+        ".*sync_dist=True.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)
@@ -156,7 +181,7 @@ def main(cfg: DictConfig) -> float:
     if cfg.resume_from:
         # The interrupted run's own folder: its best checkpoint so far is still in the running.
         folder = run_folder(cfg.resume_from)
-    return train(cfg, folder).score
+    return train(cfg, folder, list(HydraConfig.get().overrides.task)).score
 
 
 if __name__ == "__main__":

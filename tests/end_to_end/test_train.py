@@ -12,6 +12,8 @@ import torch
 
 from geopak.checkpoint import read_checkpoint
 from geopak.cli import compose
+from geopak.data.datamodule import GeopakDataModule
+from geopak.types import Batch
 
 from .conftest import TINY, Outcome
 
@@ -76,31 +78,86 @@ def test_summary_names_rates_before_the_first_step(home: Path, command: Command)
     assert "frozen" in outcome.text
 
 
-def test_resuming_continues_to_the_end(home: Path, command: Command) -> None:
-    short = [*TINY, "phase.epochs=1"]
-    assert command("train", "phase=0", "name=resumed", *short).status == 0
+def test_resuming_continues_from_the_last_epoch_in_the_same_folder(
+    home: Path, command: Command
+) -> None:
+    # An accuracy cannot exceed its first value when the learning rate is nought: epoch 0 stays
+    # the best, and the last checkpoint must move on all the same.
+    still = [*TINY, "phase.lr.heads=0", "model.lr.semantic=0", "model.lr.scene=0"]
+    assert command("train", "phase=0", "name=resumed", *still).status == 0
     (last,) = (home / "outputs/resumed/phase-0").glob("*/checkpoints/last.ckpt")
-    first = torch.load(last, weights_only=True)
-    outcome = command("train", "phase=0", "name=resumed", *TINY, f"resume_from={last}")
+    best = last.with_name("best.ckpt")
+    assert torch.load(best, weights_only=True)["global_step"] == 3
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    arguments = ["phase=0", "name=resumed", *still, "phase.epochs=3", f"resume_from={last}"]
+    outcome = command("train", *arguments)
     assert outcome.status == 0, outcome.text
-    second = torch.load(last, weights_only=True)
-    assert (first["global_step"], second["global_step"]) == (3, 6)
+    assert torch.load(last, weights_only=True)["global_step"] == 9
     assert (last.parents[1] / "csv-2" / "metrics.csv").is_file()
     record = json.loads((last.parents[1] / "run.json").read_text())
-    assert record["epochs"] == 2
+    assert record["epochs"] == 3
 
 
-def test_wandb_writes_offline_runs(
+def test_a_resumed_run_draws_the_batches_of_its_epoch(home: Path, command: Command) -> None:
+    """Loader processes begin to fetch before the trainer says which epoch it is."""
+    loading = ["data.memory_cache=false", "data.num_workers=1"]
+    arguments = ["train", "phase=0", "name=parts", *TINY, *loading]
+    assert command(*arguments, "phase.epochs=1").status == 0
+    (last,) = (home / "outputs/parts/phase-0").glob("*/checkpoints/last.ckpt")
+    rows = batches_of(home, epoch=1)
+    assert rows != batches_of(home, epoch=0)
+    seen: list[list[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = GeopakDataModule.on_after_batch_transfer
+
+        def spy(self: GeopakDataModule, batch: Batch, dataloader_idx: int) -> Batch:
+            if self.trainer.training:
+                seen.append(batch["row"].tolist())
+            return original(self, batch, dataloader_idx)
+
+        patch.setattr(GeopakDataModule, "on_after_batch_transfer", spy)
+        assert command(*arguments, f"resume_from={last}").status == 0
+    assert seen == rows
+
+
+def batches_of(home: Path, epoch: int) -> list[list[int]]:
+    """The rows that the sampler of the small runs draws in an epoch."""
+    from geopak import build
+
+    cfg = compose("train", TINY)
+    region = build.build_region(cfg)
+    datamodule = build.build_datamodule(cfg, build.build_prepared(cfg, region), region, 64)
+    sampler = datamodule.train_sampler(rank=0)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_resuming_with_the_checkpoint_of_another_phase_is_refused(
+    home: Path, command: Command, phases: dict[int, Path]
+) -> None:
+    outcome = command("train", "phase=1", "name=three", f"resume_from={phases[0]}", *TINY)
+    assert outcome.status == 2
+    assert "comes from phase 0, wanted is phase 1" in outcome.text
+
+
+def test_every_phase_of_a_multirun_is_a_wandb_run_of_its_own(
     home: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    outcome = command("train", "phase=0", "name=watched", "logger=wandb", *TINY)
+    outcome = command("train", "-m", "phase=0,1", "name=watched", "logger=wandb", *TINY)
     assert outcome.status == 0, outcome.text
-    assert list((home / "outputs/watched").glob("phase-0/*/wandb/offline-run-*/*.wandb"))
+    for phase in (0, 1):
+        runs = list((home / f"outputs/watched/phase-{phase}").glob("*/wandb/offline-run-*/*.wandb"))
+        assert len(runs) == 1
+
+
+def test_mixed_precision_trains_with_clipped_gradients(home: Path, command: Command) -> None:
+    outcome = command("train", "phase=0", "name=mixed", *TINY, "trainer.precision=bf16-mixed")
+    assert outcome.status == 0, outcome.text
 
 
 def test_without_a_parent_the_command_to_run_is_named(home: Path, command: Command) -> None:
-    outcome = command("train", "phase=1", "name=orphan", *TINY)
+    outcome = command("train", "phase=1", "name=orphan", "trainer=cpu")
     assert outcome.status == 2
     assert "python -m geopak.train phase=0 name=orphan" in outcome.text
     assert "Traceback" not in outcome.text
@@ -118,7 +175,7 @@ def test_a_checkpoint_of_the_wrong_phase_is_refused(
 ) -> None:
     outcome = command("train", "phase=2", "name=wrong", f"init_from={phases[0]}", *TINY)
     assert outcome.status == 2
-    assert "comes from phase 0; this phase starts from phase 1" in outcome.text
+    assert "comes from phase 0, wanted is phase 1" in outcome.text
 
 
 def test_a_checkpoint_of_another_region_is_refused(

@@ -65,6 +65,8 @@ class LoadingOptions:
             raise ConfigError("data.batches_per_epoch must be at least 1, or null.")
         if self.sampling not in ("balanced", "random"):
             raise ConfigError(f"data.sampling={self.sampling!r}: use balanced or random.")
+        if self.num_workers < 0:
+            raise ConfigError(f"data.num_workers={self.num_workers} must be 0 or more.")
         if self.memory_cache not in MEMORY_CACHE:
             raise ConfigError(
                 f"data.memory_cache={self.memory_cache!r}: use {', '.join(MEMORY_CACHE)}."
@@ -131,15 +133,19 @@ class GeopakDataModule(L.LightningDataModule):
         """The sampler of one rank."""
         o = self.options
         if o.sampling == "random":
-            return RandomBatchSampler(
-                self.train_rows, o.batch_size, self.num_batches, o.seed, rank
-            )
+            return RandomBatchSampler(self.train_rows, o.batch_size, self.num_batches, o.seed, rank)
         return BalancedBatchSampler(
             self.train_rows, self.train_province_id, self.quotas, self.num_batches, o.seed, rank
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train", self.train_sampler(self._rank()[0]))
+        sampler = self.train_sampler(self._rank()[0])
+        if self.trainer is not None:
+            # Lightning sets the epoch after loader processes have begun to fetch, and a resumed
+            # trainer counts its epochs later still; the batches done are known by now.
+            batches_done = self.trainer.fit_loop.total_batch_idx + 1
+            sampler.set_epoch(batches_done // self.num_batches)
+        return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self._rank()

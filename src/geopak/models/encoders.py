@@ -196,7 +196,7 @@ class SceneEncoder(Encoder):
                 f"model.scene.architecture={architecture} is not a ResNet of timm. "
                 f"Try one of: {', '.join(timm.list_models('resnet*')[:6])}, …"
             )
-        self.dim = int(self.network.num_features)
+        self.dim = int(self.network.num_features)  # type: ignore[arg-type]
         # Convolutions run about twice as fast in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
 
@@ -205,7 +205,7 @@ class SceneEncoder(Encoder):
         return embedding
 
     def stem(self) -> list[nn.Module | nn.Parameter]:
-        return [self.network.conv1, self.network.bn1]
+        return [self.network.get_submodule(name) for name in ("conv1", "bn1")]
 
     def stages(self) -> list[list[nn.Module]]:
         return [list(getattr(self.network, f"layer{i}")) for i in range(1, 5)]
