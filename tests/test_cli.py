@@ -8,11 +8,14 @@ import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from torch._utils import ExceptionWrapper
 
 from geopak import cli
 from geopak.cli import CONFIG_DIR, compose, entry_point, home
-from geopak.errors import ConfigError
+from geopak.errors import ConfigError, PhotoError
 
 GROUPS = ("phase", "trainer", "model", "logger", "experiment", "data", "loss", "optimizer",
           "callbacks", "decoding", "region")  # fmt: skip
@@ -136,3 +139,67 @@ def test_an_error_of_the_input_ends_a_command_with_its_message_and_status_2(
     assert captured.err == "\nerror: Set the quota to 0.\n"
     assert "Traceback" not in captured.err
     assert working() == 0.5
+
+
+@pytest.mark.parametrize("text", ["IMG (1).jpg", "it's", "a\\'b", "é\\", "\\\\'é\\\\", "'", "é, ü"])
+def test_a_value_outside_the_grammar_arrives_as_typed(text: str) -> None:
+    assert compose("predict", [f"images={text}"]).images == text
+    assert compose("predict", ["images=x", f"+more={text}"]).more == text
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=12))
+def test_quotes_keep_every_text(text: str) -> None:
+    override = OverridesParser.create().parse_override(f"x={cli._quoted(text)}")
+    assert override.value() == text
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "phase=0", "phase=0,1,2", "phase.epochs=3", "~phase.lr", "+a.b=[1,2]", "a={b:1}", "a=",
+        "x='q (1)'", "images=[a,b]", "images=choice(a,b)", "images=null", "a=${b}", "-m",
+        "--config-dir=é", "é", "a b=é",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", [[], ["-m"], ["hydra.mode=MULTIRUN"]])
+def test_what_hydra_understands_or_explains_stays_as_typed(argument: str, mode: list[str]) -> None:
+    assert cli.quote_overrides([argument, *mode]) == [argument, *mode]
+    assert cli.quote_overrides(cli.quote_overrides(["x=é"])) == ["x='é'"]
+
+
+def test_a_sweep_over_odd_names_stays_a_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.quote_overrides(["-m", "images=é.jpg,b.jpg"]) == ["-m", "images='é.jpg',b.jpg"]
+    assert cli.quote_overrides(["-m", "images=a,b"]) == ["-m", "images=a,b"]
+    (tmp_path / "é, b.jpg").touch()
+    assert cli.quote_overrides(["-m", "images=é, b.jpg"]) == ["-m", "images='é, b.jpg'"]
+
+
+def test_a_home_folder_is_found_behind_the_equals_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/zoë")
+    assert compose("train", ["data.root=~/photos"]).data.root == "/home/zoë/photos"
+
+
+def test_names_of_digits_are_text_where_files_are_named() -> None:
+    cfg = compose("predict", ["images=1234", "map=5", "out=1e3", "name=2024", "batch_size=8"])
+    assert (cfg.images, cfg.map, cfg.out, cfg.name) == ("1234", "5", "1e3", "2024")
+    assert cfg.batch_size == 8
+
+
+def test_errors_of_loader_processes_lose_their_traceback() -> None:
+    original = "Cannot read the photo a.jpg: broken.\nIt was: geopak."
+    try:
+        raise PhotoError(original)
+    except PhotoError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(PhotoError, match="Traceback") as caught:
+        wrapped.reraise()
+    assert str(cli.as_geopak_error(caught.value)) == original
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    assert cli.as_geopak_error(ValueError("defect")) is None
+    error = ConfigError("plain")
+    assert cli.as_geopak_error(error) is error

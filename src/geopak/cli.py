@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import glob
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +16,17 @@ from typing import Any
 import hydra
 from hydra._internal.defaults_list import Overrides
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from geopak.errors import ConfigError, GeopakError, nearest_name
 
@@ -24,6 +35,10 @@ _CHECKOUT = PACKAGE_DIR.parent.parent
 IN_CHECKOUT = (_CHECKOUT / "conf" / "train.yaml").is_file()
 # A wheel carries conf/ inside the package; a checkout has it beside src/.
 CONFIG_DIR = _CHECKOUT / "conf" if IN_CHECKOUT else PACKAGE_DIR / "conf"
+# Keys whose values are names of files, folders or runs, so that 1234 is text there; and those of
+# them that name what is yet to be written.
+_INPUTS = {"images", "ckpt", "root", "prepared", "init_from", "resume_from", "checkpoint"}
+_OUTPUTS = {"map", "out", "name"}
 
 
 def home() -> Path:
@@ -70,6 +85,108 @@ _accept_integer_group_choices()
 _register_resolvers()
 
 
+def quote_overrides(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with values in quotes that Hydra's grammar has no place for otherwise.
+
+    File names are full of what the grammar refuses (``IMG (1).jpg``, ``é.jpg``, ``it's.jpg``) or
+    takes for something else (``1234``, ``a, b.jpg``). What Hydra parses stays as typed, but for
+    files that would lose their name.
+
+    Args:
+        arguments: as typed, options such as ``-m`` included.
+    """
+    multirun = any(
+        a in ("-m", "--multirun") or a.lower() == "hydra.mode=multirun" for a in arguments
+    )
+    return [_quote_override(a, multirun) for a in arguments]
+
+
+def _quote_override(argument: str, multirun: bool) -> str:
+    key, separator, value = argument.partition("=")
+    if not separator or argument.startswith("-"):
+        return argument
+    override = _parse(argument)
+    if override is None:
+        result = f"{key}={_quote_value(value, multirun)}"
+        # A key that does not parse either: Hydra explains that best.
+        return argument if _parse(result) is None else result
+    name = key.lstrip("+").rpartition(".")[2]
+    if name not in _INPUTS | _OUTPUTS:
+        return argument
+    parsed = override._value
+    is_number = isinstance(parsed, (int, float)) and not isinstance(parsed, bool)
+    is_sweep = override.is_sweep_override() and not multirun
+    changed = parsed is not None and str(parsed) != value
+    if is_number or (changed and _names_file(value)) or (is_sweep and name in _OUTPUTS):
+        return f"{key}={_quoted(value)}"
+    return argument
+
+
+def _quote_value(value: str, multirun: bool) -> str:
+    """The value, or the items of a list or sweep in it, in quotes where they need them."""
+    is_list = value.startswith("[") and value.endswith("]")
+    if _names_file(value) or not (is_list or (multirun and "," in value)):
+        return _quoted(os.path.expanduser(value))
+    items = [item.strip() for item in (value[1:-1] if is_list else value).split(",")]
+    quoted = [i if _parse(f"x={i}") else _quoted(os.path.expanduser(i)) for i in items]
+    return f"[{','.join(quoted)}]" if is_list else ",".join(quoted)
+
+
+def _quoted(text: str) -> str:
+    # In Hydra's quotes a backslash means something before a quote or at the end only.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return "'" + escaped + "\\" * trailing + "'"
+
+
+def _parse(override: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def _names_file(value: str) -> bool:
+    path = os.path.expanduser(value)
+    try:
+        return os.path.exists(path) or next(glob.iglob(path, recursive=True), None) is not None
+    except (OSError, ValueError, re.error):
+        return False
+
+
+def as_geopak_error(error: Exception) -> GeopakError | None:
+    """What a user can mend about an error, in words; ``None``: it is a defect."""
+    if isinstance(error, GeopakError):
+        # A loader process hands on its error with the traceback as its message.
+        if str(error).startswith(f"Caught {type(error).__name__} in "):
+            name = f"{type(error).__module__}.{type(error).__qualname__}: "
+            return type(error)(str(error).rpartition(name)[2].strip())
+        return error
+    if isinstance(error, OmegaConfBaseException):
+        return _as_config_error(error)
+    # Matched by name: importing Lightning takes seconds.
+    if type(error).__name__ == "MisconfigurationException":
+        return ConfigError(
+            f"Lightning cannot work like this: {error} See the trainer.* keys; trainer=auto takes "
+            "what the machine has, trainer=cpu needs no GPU."
+        )
+    return None
+
+
+def _as_config_error(error: OmegaConfBaseException) -> ConfigError | None:
+    reason = str(error).partition("\n")[0]
+    missing = re.search(r"Missing mandatory value: (\S+)", reason)
+    if isinstance(error, MissingMandatoryValue) or missing:
+        key = missing[1] if missing else error.full_key
+        return ConfigError(f"{key} has no default: set it, {key}=….")
+    if isinstance(error, InterpolationResolutionError):
+        place = error.full_key or "A value of the configuration"
+        return ConfigError(f"{place} cannot be resolved: {reason}.")
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)):
+        return ConfigError(f"The configuration lacks {error.full_key}.")
+    return None
+
+
 def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration that a command would get, for tests and notebooks.
 
@@ -80,9 +197,10 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: an override that cannot be applied; the nearest known key is named.
     """
+    overrides = quote_overrides(overrides)
     with _hydra_initialised():
         try:
-            return hydra.compose(config_name, overrides=list(overrides))
+            return hydra.compose(config_name, overrides=overrides)
         except HydraException as error:
             hints = "".join(f"\n{hint}" for hint in unknown_keys(config_name, overrides))
             raise ConfigError(f"{error}{hints}") from error
@@ -147,15 +265,21 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def reported(cfg: DictConfig) -> Any:
             try:
                 return function(cfg)
-            except GeopakError as error:
+            except Exception as error:
+                mendable = as_geopak_error(error)
+                if mendable is None:
+                    raise
                 logging.getLogger("geopak").debug("traceback", exc_info=True)
-                print(f"\nerror: {error}", file=sys.stderr)
+                print(f"\nerror: {mendable}", file=sys.stderr)
                 raise SystemExit(2) from None
 
         run = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")(reported)
 
         @functools.wraps(function)
         def main() -> Any:
+            # Hydra and the processes that Lightning starts read the arguments from here.
+            typed = sys.argv
+            sys.argv = [*typed[:1], *quote_overrides(typed[1:])]
             try:
                 return run()
             except SystemExit as stop:
@@ -164,6 +288,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                     for line in unknown_keys(config_name, sys.argv[1:]):
                         print(line, file=sys.stderr)
                 raise
+            finally:
+                sys.argv = typed
 
         return main
 

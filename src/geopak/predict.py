@@ -15,15 +15,16 @@ from geopak.errors import ConfigError, PhotoError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
-def find_photos(images: str | ListConfig | list[str]) -> list[Path]:
+def find_photos(images: str | int | ListConfig | list[str | int]) -> list[Path]:
     """Files named by a path, a folder, a glob pattern, or a list of them, in a stable order.
 
     Raises:
         PhotoError: one of them names no file.
     """
     found: list[Path] = []
-    for entry in [images] if isinstance(images, str) else images:
-        path = Path(entry).expanduser()
+    for entry in images if isinstance(images, (list, ListConfig)) else [images]:
+        # A name of digits alone arrives as a number.
+        path = Path(str(entry)).expanduser()
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         elif path.is_file():
