@@ -46,8 +46,9 @@ def run_model(
 
     from geopak.data.dataset import PhotoDataset
     from geopak.data.sampler import SequentialBatchSampler
-    from geopak.models.decode import RULES, cell_rank, decode
+    from geopak.models.decode import RULES, cell_rank, infer
     from geopak.report.evaluation import Evaluation
+    from geopak.report.groups import group_photos
 
     model, cells = trained.model, trained.cells
     device = model.cell_center_deg.device
@@ -68,8 +69,7 @@ def run_model(
         for batch in loader:
             true_cell = torch.from_numpy(cell_id[done : done + len(batch["row"])]).to(device)
             done += len(batch["row"])
-            output = model(batch["image"].to(device).float() / 255)
-            decoded = decode(model, output, trained.decoding, list(RULES))
+            output, decoded = infer(model, batch["image"], trained.decoding, list(RULES))
             main = decoded[trained.decoding.rule]
             parts.append(
                 {f"rule/{rule}": d.latlon_deg for rule, d in decoded.items()}
@@ -84,10 +84,6 @@ def run_model(
                 }
             )
     found = {name: torch.cat([p[name] for p in parts]).cpu().double().numpy() for name in parts[0]}
-    group = None
-    if {"author", "captured_at"} <= set(photos.columns):
-        day = photos["captured_at"].astype(str).str[:10]
-        group = (photos["author"].astype(str) + " " + day).to_numpy()
     return Evaluation(
         id=photos["id"].astype(str).to_list(),
         path=photos["path"].to_list(),
@@ -105,7 +101,7 @@ def run_model(
         hypothesis_latlon_deg=found["hypothesis"],
         hypothesis_probability=found["probability"],
         gate=found["gate"],
-        group=group,
+        groups=group_photos(photos),
     )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from geopak.build import load_trained
 from geopak.data.dataset import load_image
-from geopak.models.decode import DecodingOptions, decode
+from geopak.models.decode import DecodingOptions, infer
 
 Photo = str | Path | Image.Image | NDArray[Any]
 
@@ -77,9 +77,9 @@ class GeopakPredictor:
     def _predict_batch(self, photos: Sequence[Photo]) -> list[dict[str, Any]]:
         trained = self.trained
         size = trained.model.image_size
-        image = torch.stack([load_image(photo, size) for photo in photos]).to(self.device)
-        output = trained.model(image.float() / 255)
-        decoded = decode(trained.model, output, self.decoding)[self.decoding.rule]
+        image = torch.stack([load_image(photo, size) for photo in photos])
+        output, by_rule = infer(trained.model, image, self.decoding)
+        decoded = by_rule[self.decoding.rule]
         probabilities = output.province_logits.softmax(-1).tolist()
         names = trained.region.names
         cells = trained.cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,47 @@ def test_another_prepared_set_is_refused_unless_meant(
     assert "other_set=true" in outcome.text
 
 
+@pytest.mark.parametrize("known", ["none", "half"])
+def test_intervals_of_a_set_whose_authors_are_not_all_known(
+    home: Path, phases: dict[int, Path], command: Command, tmp_path: Path, known: str
+) -> None:
+    other = tmp_path / "prepared"
+    shutil.copytree(home / "data/synthetic/prepared", other)
+    photos = pd.read_parquet(other / "photos.parquet")
+    photos.loc[photos.index[:: 2 if known == "half" else 1], ["author", "album"]] = None
+    photos.to_parquet(other / "photos.parquet")
+    outcome = command(
+        "evaluate", f"ckpt={phases[2]}", f"prepared={other}", f"out={tmp_path / 'report'}",
+        "bootstrap_resamples=20", "num_workers=0",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.text
+    intervals = json.loads((tmp_path / "report/report.json").read_text())["intervals"]
+    assert intervals["drawn"] == "groups"
+    assert intervals["ties"]["block of ground about 2 km wide"] == 1
+    if known == "none":
+        assert intervals["ties"]["author and day"] == 0
+    else:
+        assert 0.2 < intervals["ties"]["author and day"] < 0.8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_test_photo_ends_the_evaluation(
+    home: Path, phases: dict[int, Path], command: Command, tmp_path: Path, workers: int
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(home / "data/synthetic", root)
+    photos = pd.read_parquet(root / "prepared/photos.parquet")
+    path = root / photos["path"][photos["split"] == "test"].iloc[3]
+    path.write_bytes(path.read_bytes()[:300])
+    outcome = command(
+        "evaluate", f"ckpt={phases[2]}", f"root={root}", f"out={tmp_path / 'report'}",
+        "bootstrap_resamples=20", f"num_workers={workers}",
+    )  # fmt: skip
+    assert outcome.status == 2
+    assert f"Cannot read the photo {path}" in outcome.text
+    assert not (tmp_path / "report").exists()
+
+
 def test_predict_prints_draws_and_writes(
     home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
 ) -> None:
@@ -134,10 +176,19 @@ def test_errors_name_the_file(
     assert "no.ckpt" in outcome.text
 
 
-def test_checkpoint_holds_only_what_is_safe_to_load(phases: dict[int, Path]) -> None:
+def test_checkpoint_is_safe_to_load_and_holds_no_path(phases: dict[int, Path], home: Path) -> None:
+    def strings(value: object) -> list[str]:
+        if isinstance(value, dict):
+            return [s for part in value.values() for s in strings(part)]
+        if isinstance(value, list):
+            return [s for part in value for s in strings(part)]
+        return [value] if isinstance(value, str) else []
+
+    checkout = str(Path(__file__).resolve().parents[2])
     for path in phases.values():
-        loaded = torch.load(path, weights_only=True)
-        assert loaded["geopak"]["region"]["name"] == "pakistan"
-        assert str(path.parents[4]) not in json.dumps(
-            {k: v for k, v in loaded["geopak"].items() if k not in ("cells", "config")}
-        )
+        identity = torch.load(path, weights_only=True)["geopak"]
+        assert identity["region"]["name"] == "pakistan"
+        assert identity["config"]["model"]["name"] == "tiny"
+        for text in strings(identity):
+            assert str(home) not in text
+            assert checkout not in text

@@ -21,6 +21,7 @@ from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Province, Region
 from geopak.report.evaluation import Evaluation, summarize, write_report
 from geopak.report.figures import choose_rows, draw_prediction, format_km
+from geopak.report.groups import PhotoGroups, group_photos
 
 REGION = Region(
     name="squareland",
@@ -246,8 +247,10 @@ def test_same_seed_same_report_and_groups_widen_intervals() -> None:
     assert alone == summarize(ev, REGION, CELLS, {}, seed=1)
     assert alone["intervals"]["drawn"] == "photos"
     nearest = np.argsort(np.argsort(ev.error_km)) // 12
-    grouped = summarize(dataclasses.replace(ev, group=nearest), REGION, CELLS, {}, seed=1)
+    groups = PhotoGroups(nearest, {"place": 1.0})
+    grouped = summarize(dataclasses.replace(ev, groups=groups), REGION, CELLS, {}, seed=1)
     assert grouped["intervals"]["num_groups"] == 5
+    assert grouped["intervals"]["largest_group"] == 12
     mean, wide = alone["end_to_end"]["mean_km"], grouped["end_to_end"]["mean_km"]
     assert wide["value"] == mean["value"]
     assert wide["high"] - wide["low"] > 1.5 * (mean["high"] - mean["low"])
@@ -260,6 +263,54 @@ def test_another_split_is_not_passed_off_as_test(tmp_path: Path, photo_root: Pat
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "not the test split" in text
     assert "The test photos took no part" not in text
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_another_set_is_not_passed_off_as_the_trainings(
+    tmp_path: Path, photo_root: Path, split: str
+) -> None:
+    context = {"split": split, "same set as training": False}
+    ev = make_evaluation(3)
+    write_report(tmp_path, ev, REGION, OUTLINES, CELLS, context, photo_root, num_resamples=50)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"These {split} photos are of another prepared set" in text
+    assert "took no part" not in text
+    assert "has used these photos" not in text
+
+
+@pytest.mark.parametrize(
+    ("authors_known", "albums_known", "expected", "unexpected"),
+    [
+        (0, 0, "Not known, and so not grouped by: author and day, album.", "or author and day"),
+        (20, 0, "2 km wide or author and day. Known only of a part of the photos: author and day "
+         "for 50%. Not known, and so not grouped by: album.", "too narrow"),
+        (40, 40, "of the same block of ground about 2 km wide, author and day or album.",
+         "nown, and"),
+    ],
+)  # fmt: skip
+def test_page_says_how_photos_were_grouped(
+    tmp_path: Path,
+    photo_root: Path,
+    authors_known: int,
+    albums_known: int,
+    expected: str,
+    unexpected: str,
+) -> None:
+    ev = make_evaluation(40)
+    row = np.arange(40)
+    photos = pd.DataFrame(ev.latlon_deg, columns=["latitude", "longitude"])
+    photos["province_id"] = ev.province_id
+    photos["author"] = ["Ann" if r < authors_known else None for r in row]
+    photos["captured_at"] = [f"2021-05-{day:02d}" for day in 1 + row // 2]
+    photos["album"] = [f"album {r}" if r < albums_known else None for r in row]
+    groups = group_photos(photos)
+    context = {"split": "test"}
+    ev = dataclasses.replace(ev, groups=groups)
+    write_report(tmp_path, ev, REGION, OUTLINES, CELLS, context, photo_root, num_resamples=50)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"{len(np.unique(groups.label))} groups of photos, the largest of" in text
+    assert expected in text
+    assert unexpected not in text
 
 
 @pytest.mark.parametrize(

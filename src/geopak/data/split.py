@@ -161,17 +161,18 @@ def linked(
         reach = chord * (1 + 1e-6)
         away, _ = cKDTree(vectors[chosen]).query(vectors, k=1, distance_upper_bound=reach)
         tied |= np.isfinite(away)
-    for key in _tie_keys(photos):
+    for key in tie_keys(photos).values():
         tied |= key.notna().to_numpy() & key.isin(key[chosen].dropna().unique()).to_numpy()
     return tied
 
 
-def _tie_keys(photos: pd.DataFrame) -> list[pd.Series]:
-    """Columns whose equal values tie photos together; missing values tie nothing."""
-    keys = []
+def tie_keys(photos: pd.DataFrame) -> dict[str, pd.Series]:
+    """What ties photos together -> its value per photo; missing values tie nothing."""
+    keys = {}
     if {"author", "captured_at"} <= set(photos.columns):
-        keys.append(photos["author"].astype("string") + "\0" + capture_day(photos["captured_at"]))
-    keys += [photos[name] for name in ("album", "alike") if name in photos.columns]
+        day = capture_day(photos["captured_at"])
+        keys["author and day"] = photos["author"].astype("string") + "\0" + day
+    keys |= {name: photos[name] for name in ("album", "alike") if name in photos.columns}
     return keys
 
 

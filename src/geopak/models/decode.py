@@ -177,6 +177,23 @@ def decode(
     return decoded
 
 
+def infer(
+    model: Geolocator, image: Tensor, options: DecodingOptions, rules: Sequence[str] | None = None
+) -> tuple[ModelOutput, dict[str, Decoded]]:
+    """From loaded photos to decoded predictions.
+
+    Args:
+        model: in eval mode.
+        image: (B, 3, H, W) uint8, on any device.
+        options, rules: see :func:`decode`.
+
+    Returns:
+        The model's output, and :class:`geopak.types.Decoded` per rule.
+    """
+    output = model(image.to(model.cell_center_deg.device).float() / 255)
+    return output, decode(model, output, options, rules)
+
+
 def cell_rank(output: ModelOutput, cell_province_id: Tensor, cell_id: Tensor) -> Tensor:
     """(B,) how many cells of the region have a higher joint probability than the given one."""
     joint = joint_log_prob(output, cell_province_id)

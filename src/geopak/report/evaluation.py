@@ -19,6 +19,7 @@ from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Region
 from geopak.report import figures, page
+from geopak.report.groups import PhotoGroups
 
 CONFIDENCE = 0.95
 
@@ -45,8 +46,8 @@ class Evaluation:
         hypothesis_latlon_deg: (N, K, 2) degrees.
         hypothesis_probability: (N, K), sums to 1 over K.
         gate: (N,) weight of the scene encoder.
-        group: (N,) labels of photos that resemble each other (one place and author), which the
-            bootstrap draws together; ``None``: photos are taken for independent.
+        groups: photos that resemble each other, which the bootstrap draws together; ``None``:
+            photos are taken for independent.
     """
 
     id: list[str]
@@ -65,7 +66,7 @@ class Evaluation:
     hypothesis_latlon_deg: NDArray[np.float64]
     hypothesis_probability: NDArray[np.float64]
     gate: NDArray[np.float64]
-    group: NDArray[Any] | None = None
+    groups: PhotoGroups | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -76,12 +77,12 @@ class Evaluation:
                 f"{', '.join(self.predicted_latlon_deg)}."
             )
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("predicted_latlon_deg", "rule", "confidence_km"):
+        for name in ("predicted_latlon_deg", "rule", "confidence_km", "groups"):
             del columns[name]
+        if self.groups is not None:
+            columns["groups"] = self.groups.label
         columns |= {f"prediction by {k}": v for k, v in self.predicted_latlon_deg.items()}
         for name, column in columns.items():
-            if column is None:
-                continue
             if len(column) != len(self.id):
                 raise GeopakError(f"{name} has {len(column)} rows for {len(self.id)} photos.")
             values = np.asarray(column)
@@ -224,15 +225,15 @@ def summarize(
     """
     statistic = _Statistics(evaluation, region, cells)
     points = statistic(np.ones((1, evaluation.num_photos)))
+    groups = evaluation.groups
     intervals = metrics.bootstrap_intervals(
         statistic,
         evaluation.num_photos,
         num_resamples=num_resamples,
         confidence=CONFIDENCE,
         seed=seed,
-        group=evaluation.group,
+        group=None if groups is None else groups.label,
     )
-    groups = None if evaluation.group is None else len(np.unique(evaluation.group))
     report: dict[str, Any] = {
         "num_photos": evaluation.num_photos,
         "rule": evaluation.rule,
@@ -278,10 +279,16 @@ def summarize(
     report["intervals"] = {
         "confidence": CONFIDENCE,
         "num_resamples": num_resamples,
-        "drawn": "photos" if groups is None else "groups",
-        "num_groups": groups,
         "seed": seed,
+        "drawn": "photos" if groups is None else "groups",
     }
+    if groups is not None:
+        sizes = np.unique(groups.label, return_counts=True)[1]
+        report["intervals"] |= {
+            "num_groups": len(sizes),
+            "largest_group": int(sizes.max()),
+            "ties": groups.ties,
+        }
     report["context"] = json.loads(json.dumps(dict(context), default=str))
     return report
 

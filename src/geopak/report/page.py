@@ -16,6 +16,7 @@ from geopak.report.figures import format_km, rule_title
 
 # A bootstrap cannot widen an interval by places that it has never seen.
 _FEW_PHOTOS = 10
+_FEW_GROUPS = 20
 
 _TEACHER_FORCED = (
     "The teacher-forced distance is measured after telling the model the true cell, so that only "
@@ -280,7 +281,14 @@ def _part_table(report: Mapping[str, Any]) -> Table:
 def _notes(report: Mapping[str, Any], split: str) -> list[str]:
     intervals = report["intervals"]
     few = [p["name"] for p in report["per_province"].values() if p["num_photos"] < _FEW_PHOTOS]
-    if split == "test":
+    if not report["context"].get("same set as training", True):
+        seen = (
+            f"These {split} photos are of another prepared set than the one that the model was "
+            "trained on. Nothing here rules out that the model was trained on some of them; if it "
+            "was, the figures flatter it. The baselines' cells and centroids come from the "
+            "model's own train photos."
+        )
+    elif split == "test":
         seen = (
             "The test photos took no part in training, in choosing the checkpoint, or in making "
             "the geocells; the baselines' cells and centroids come from the train split alone."
@@ -290,19 +298,13 @@ def _notes(report: Mapping[str, Any], split: str) -> list[str]:
             f"This is the {split} split, not the test split: training or the choice of the "
             "checkpoint has used these photos, so the figures flatter the model."
         )
-    if intervals["drawn"] == "groups":
-        drawn = (
-            f"{intervals['num_groups']:,} groups of photos of one place and author, as photos of "
-            "one group succeed and fail together"
-        )
-    else:
-        drawn = "photos, taken for independent; photos of one place are not, so they are too narrow"
     notes = [
         "Error is the great-circle distance between the true place and the one predicted from the "
         "image alone. Nothing else is called error here.",
         seen,
         f"Intervals hold {intervals['confidence']:.0%} of {intervals['num_resamples']:,} bootstrap "
-        f"resamples of {drawn}. They do not cover another training run or other cameras and years.",
+        f"resamples of {_drawn(intervals)} They do not cover another training run or other cameras "
+        "and years.",
         "Provinces with few photos have wide intervals: a difference between two of them, or two "
         "models, smaller than the intervals says nothing.",
     ]
@@ -323,6 +325,31 @@ def _notes(report: Mapping[str, Any], split: str) -> list[str]:
         "intervals; predictions.parquet holds a row per photo."
     )
     return notes
+
+
+def _drawn(intervals: Mapping[str, Any]) -> str:
+    """What the bootstrap draws, as the end of a sentence and the sentences that explain it."""
+    if intervals["drawn"] == "photos":
+        return (
+            "photos, taken for independent; photos of one place are not, so the intervals are too "
+            "narrow."
+        )
+    num_groups, ties = intervals["num_groups"], intervals["ties"]
+    used = [name for name, share in ties.items() if share > 0]
+    alternatives = " or ".join(part for part in (", ".join(used[:-1]), used[-1]) if part)
+    partly = [f"{name} for {ties[name]:.0%}" for name in used if ties[name] < 1]
+    unknown = [name for name in ties if name not in used]
+    text = (
+        f"{num_groups:,} groups of photos, the largest of {intervals['largest_group']:,}, as "
+        f"photos of one group succeed and fail together: those of the same {alternatives}."
+    )
+    if partly:
+        text += f" Known only of a part of the photos: {', '.join(partly)}."
+    if unknown:
+        text += f" Not known, and so not grouped by: {', '.join(unknown)}."
+    if num_groups < _FEW_GROUPS:
+        text += " Resamples of so few groups vary too little: the intervals are too narrow."
+    return text
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
