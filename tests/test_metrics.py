@@ -260,7 +260,7 @@ def gather(rank: int, folder: str) -> None:
     )
     results = []
     rows = make_rows(31)
-    # As a distributed sampler deals them: alternating, and the first row again as padding.
+    # Alternating, as the loaders deal them, and the first row once more in the other process.
     dealt = np.append(np.arange(31), 0)[rank::2]
     for mine in (dealt, np.arange(31) if rank == 0 else None):
         metric = GeolocationMetrics(KEYS)

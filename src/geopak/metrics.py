@@ -316,8 +316,8 @@ def province_centroid_latlon(cells: CellTable, province_id: ArrayLike) -> Array:
 class GeolocationMetrics(Metric):
     """End-to-end metrics of a validation pass, per province and urban/rural, over all processes.
 
-    A distributed sampler repeats a few photos to give every process the same number; ``row``
-    identifies them, and each photo counts once.
+    ``row`` says which photo a prediction is of: each counts once, however often a loader repeats
+    it and in whichever process. The project's own loaders give every photo to one process, once.
 
     Args:
         province_keys: short names in class-index order, used in metric names.
