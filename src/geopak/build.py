@@ -146,7 +146,8 @@ def build_phase(cfg: DictConfig) -> Phase:
     """The phase of ``cfg.phase``."""
     section = plain(cfg.phase)
     for key in ("train", "losses"):
-        section[key] = tuple(section[key])
+        if isinstance(section[key], list):
+            section[key] = tuple(section[key])
     return options(Phase, section, "phase")
 
 
@@ -468,14 +469,18 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
         torch.set_num_threads(threads)
     if section.pop("tf32"):
         torch.set_float32_matmul_precision("high")
-    return L.Trainer(
-        max_epochs=phase.epochs,
-        default_root_dir=folder,
-        logger=build_logger(cfg, folder),
-        callbacks=build_callbacks(cfg, phase, folder),
-        enable_progress_bar=bool(cfg.callbacks.progress_bar),
-        enable_model_summary=False,
-        # Ranks draw their own batches, see geopak.data.sampler.
-        use_distributed_sampler=False,
-        **section,
-    )
+    logger, callbacks = build_logger(cfg, folder), build_callbacks(cfg, phase, folder)
+    try:
+        return L.Trainer(
+            max_epochs=phase.epochs,
+            default_root_dir=folder,
+            logger=logger,
+            callbacks=callbacks,
+            enable_progress_bar=bool(cfg.callbacks.progress_bar),
+            enable_model_summary=False,
+            # Ranks draw their own batches, see geopak.data.sampler.
+            use_distributed_sampler=False,
+            **section,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"Lightning refuses the trainer.* options: {error}") from error

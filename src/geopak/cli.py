@@ -18,7 +18,7 @@ from hydra._internal.defaults_list import Overrides
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -65,9 +65,16 @@ def _accept_integer_group_choices() -> None:
     def init(self: Overrides, repo: Any, overrides_list: list[Any]) -> None:
         for override in overrides_list:
             value = override._value
-            is_integer = isinstance(value, int) and not isinstance(value, bool)
-            if is_integer and repo.group_exists(override.key_or_group):
+            if not repo.group_exists(override.key_or_group):
+                continue
+            if isinstance(value, int) and not isinstance(value, bool):
                 override._value = str(value)
+            elif value is None and not override.is_delete():
+                group = override.key_or_group
+                raise ConfigCompositionException(
+                    f"{group}=null: a config group takes the name of a file in conf/{group}/, and "
+                    f"~{group} takes it out."
+                )
         original(self, repo, overrides_list)
 
     init._geopak = True  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from .conftest import TINY, Outcome
+from .conftest import TINY, Outcome, run_command
 
 Command = Callable[..., Outcome]
 FILE_NAMES = [
@@ -195,3 +195,22 @@ def test_unsafe_augmentation_is_taken_when_it_is_meant(home: Path, command: Comm
         "name=unsafe",
     )
     assert outcome.status == 0, outcome.text
+
+
+@pytest.mark.parametrize(
+    ("override", "status", "message"),
+    [
+        ("phase.losses=null", 2, "phase.losses"),
+        ("phase.train=gate", 2, "phase.train"),
+        ("trainer.precision=17", 2, "Lightning refuses the trainer.* options"),
+        ("trainer.check_val_every_n_epoch=9", 2, "more than phase.epochs=2"),
+        ("loss=null", 1, "loss=null: a config group takes the name of a file"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_in_words(
+    home: Path, override: str, status: int, message: str
+) -> None:
+    outcome = run_command("train", "phase=0", "name=options", *TINY, override)
+    assert outcome.status == status
+    assert message in outcome.text
+    assert "Traceback" not in outcome.text

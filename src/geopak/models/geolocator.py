@@ -138,9 +138,7 @@ class Geolocator(nn.Module):
 
     def heads(self, semantic: Tensor, scene: Tensor) -> ModelOutput:
         """Everything above the encoders, from their features."""
-        fused, gate = self.fusion(
-            self.semantic_projection(semantic), self.scene_projection(scene)
-        )
+        fused, gate = self.fusion(self.semantic_projection(semantic), self.scene_projection(scene))
         return ModelOutput(
             province_logits=self.province_head(fused),
             cell_log_prob=self.cell_heads(fused),

@@ -48,6 +48,10 @@ _TITLES = {
 }
 
 
+# Hypotheses below this would be drawn as if they mattered.
+VISIBLE_PROBABILITY = 0.005
+
+
 def rule_title(name: str) -> str:
     """A decoding rule or baseline in words: ``geometric_median`` -> ``geometric median``."""
     return _TITLES.get(name, name.replace("_", " "))
@@ -497,7 +501,10 @@ def _draw_probabilities(ax: Axes, probabilities: Mapping[str, float], region: Re
 
 def _draw_hypotheses(ax: Axes, result: Mapping[str, Any], region: Region) -> None:
     colors = dict(zip(region.names, province_colors(region.num_provinces), strict=True))
-    hypotheses = sorted(result["hypotheses"], key=lambda h: -h["probability"])
+    hypotheses = sorted(
+        (h for h in result["hypotheses"] if h["probability"] >= VISIBLE_PROBABILITY),
+        key=lambda h: -h["probability"],
+    )
     if hypotheses:
         places = np.array([(h["lat"], h["lon"]) for h in hypotheses])
         tints = [colors.get(h["province"], _MUTED) for h in hypotheses]
