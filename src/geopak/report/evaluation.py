@@ -18,8 +18,10 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Region
-from geopak.report import figures, page
+from geopak.report import figures
+from geopak.report.evaluation_page import evaluation_page
 from geopak.report.groups import PhotoGroups
+from geopak.report.page import write_page
 
 CONFIDENCE = 0.95
 
@@ -198,7 +200,7 @@ def write_report(
         outlines,
         seed=seed,
     )
-    page.write_pages(folder, report, region)
+    write_page(evaluation_page(report, region), folder)
     return report
 
 
