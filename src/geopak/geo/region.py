@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from geopak.errors import RegionError, nearest_name
+
+
+def _check_whole(key: str, value: Any, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise RegionError(f"{key} must be a whole number, at least {least}, not {value!r}.")
+
+
+def _check_positive(key: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise RegionError(f"{key} must be a positive number, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,8 @@ class Province:
         tau_km: length scale of the soft cell labels, kilometres.
         offset_scale: bound of the in-cell offset, as a multiple of the cell radius.
         batch_quota: photos of this province in every training batch.
+        urban_radius_cap_km: largest radius of an urban geocell here; ``None``: the general one.
+        rural_radius_cap_km: largest radius of any other geocell here; ``None``: the general one.
     """
 
     key: str
@@ -35,16 +50,53 @@ class Province:
     tau_km: float = 50.0
     offset_scale: float = 1.0
     batch_quota: int = 8
+    urban_radius_cap_km: float | None = None
+    rural_radius_cap_km: float | None = None
 
     def __post_init__(self) -> None:
+        where = f"region.provinces.{self.key}"
         for field in ("min_cluster_size", "min_samples", "target_cells"):
-            if getattr(self, field) < 1:
-                raise RegionError(f"region.provinces.{self.key}.{field} must be at least 1.")
+            _check_whole(f"{where}.{field}", getattr(self, field), least=1)
+        _check_whole(f"{where}.batch_quota", self.batch_quota, least=0)
         for field in ("tau_km", "offset_scale"):
-            if not getattr(self, field) > 0:
-                raise RegionError(f"region.provinces.{self.key}.{field} must be positive.")
-        if self.batch_quota < 0:
-            raise RegionError(f"region.provinces.{self.key}.batch_quota must not be negative.")
+            _check_positive(f"{where}.{field}", getattr(self, field))
+        for field in ("urban_radius_cap_km", "rural_radius_cap_km"):
+            if getattr(self, field) is not None:
+                _check_positive(f"{where}.{field}", getattr(self, field))
+
+
+@dataclass(frozen=True)
+class UrbanRule:
+    """When a coordinate counts as lying in town, by the photos around it.
+
+    Attributes:
+        places: so many places with photos, at least, ...
+        within_km: ... within so many kilometres.
+        place_km: side of the squares of ground that count as one place.
+    """
+
+    places: int = 12
+    within_km: float = 5.0
+    place_km: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_whole("region.urban.places", self.places, least=1)
+        for field in ("within_km", "place_km"):
+            _check_positive(f"region.urban.{field}", getattr(self, field))
+
+
+BOUNDARY_EDGES = ("planar", "geodesic")
+# Keys of conf/region/*.yaml that others read.
+_OTHER_KEYS = {"province_defaults", "towns"}
+
+
+def _check_keys(where: str, settings: Mapping[str, Any], known: set[str], what: str) -> None:
+    for setting in settings:
+        if setting not in known:
+            raise RegionError(
+                f"{where}.{setting} is not {what}.{nearest_name(str(setting), known)} "
+                f"Known: {', '.join(sorted(known))}."
+            )
 
 
 def _fold(name: str) -> str:
@@ -62,6 +114,12 @@ class Region:
         boundaries: path of the file with the province outlines.
         boundary_name_field: attribute of that file which names the province; ``None``: found by
             looking for the attribute whose values are province names.
+        boundary_layer: layer of that file, where it has several; ``None``: the only one.
+        boundary_names: key, name or alias of a province per name that the file has for it; for
+            names that are no spelling of the province otherwise, such as a code.
+        boundary_edges: what runs between two vertices: ``planar``, a straight line in longitude
+            and latitude as GeoJSON says, or ``geodesic``, the shortest way over ground.
+        urban: when a photo counts as taken in town.
     """
 
     name: str
@@ -69,10 +127,20 @@ class Region:
     provinces: tuple[Province, ...]
     boundaries: str | None = None
     boundary_name_field: str | None = None
+    boundary_layer: str | None = None
+    boundary_names: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    boundary_edges: str = "planar"
+    urban: UrbanRule = UrbanRule()
 
     def __post_init__(self) -> None:
         if not self.provinces:
             raise RegionError(f"Region {self.name!r} has no provinces.")
+        if self.boundary_edges not in BOUNDARY_EDGES:
+            raise RegionError(
+                f"region.boundary_edges={self.boundary_edges!r} is unknown."
+                f"{nearest_name(str(self.boundary_edges), BOUNDARY_EDGES)} "
+                f"Known: {', '.join(BOUNDARY_EDGES)}."
+            )
         owner: dict[str, str] = {}
         for province in self.provinces:
             for spelling in {_fold(s) for s in (province.key, province.name, *province.aliases)}:
@@ -86,39 +154,56 @@ class Region:
             "_index",
             {s: [p.key for p in self.provinces].index(k) for s, k in owner.items()},
         )
+        for spelling, name in self.boundary_names.items():
+            if self.find(name) is None:
+                raise RegionError(
+                    f"region.boundary_names: {spelling!r} is said to be {name!r}, which is no "
+                    f"province of {self.title}.{nearest_name(str(name), self.names)} "
+                    f"Known: {', '.join(self.names)}."
+                )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Region:
         """Builds the region from a mapping with the keys of ``conf/region/*.yaml``.
 
         Args:
-            config: ``name, title, boundaries, boundary_name_field, province_defaults, provinces``;
-                ``provinces`` maps a key to the settings that differ from ``province_defaults``.
+            config: ``name, title, provinces, province_defaults, urban`` and the ``boundary…`` keys
+                of the attributes; ``provinces`` maps a key to the settings that differ from
+                ``province_defaults``, ``urban`` has those that differ from :class:`UrbanRule`'s.
 
         Raises:
             RegionError: unknown setting, missing name, or a value out of range.
         """
+        own = {f.name for f in dataclasses.fields(cls)}
+        _check_keys("region", config, own | _OTHER_KEYS, "a setting of a region")
+        if not config.get("name"):
+            raise RegionError("region.name is missing: a short lower-case name of the country.")
         known = {f.name for f in dataclasses.fields(Province)} - {"key"}
         defaults = dict(config.get("province_defaults") or {})
         provinces = []
         for key, settings in (config.get("provinces") or {}).items():
             merged = {**defaults, **dict(settings or {})}
             merged.setdefault("name", str(key).replace("_", " ").title())
-            for setting in merged:
-                if setting not in known:
-                    raise RegionError(
-                        f"region.provinces.{key}.{setting} is not a province setting."
-                        f"{nearest_name(setting, known)} Known: {', '.join(sorted(known))}."
-                    )
+            _check_keys(f"region.provinces.{key}", merged, known, "a province setting")
             merged["aliases"] = tuple(merged.get("aliases") or ())
             provinces.append(Province(key=str(key), **merged))
+        urban = dict(config.get("urban") or {})
+        rule = {f.name for f in dataclasses.fields(UrbanRule)}
+        _check_keys("region.urban", urban, rule, "a setting of the urban rule")
         name = str(config["name"])
         return cls(
             name=name,
-            title=str(config.get("title") or name.title()),
+            title=str(config.get("title") or name.replace("_", " ").title()),
             provinces=tuple(provinces),
             boundaries=config.get("boundaries"),
             boundary_name_field=config.get("boundary_name_field"),
+            boundary_layer=config.get("boundary_layer"),
+            boundary_names={
+                str(spelling): str(province)
+                for spelling, province in (config.get("boundary_names") or {}).items()
+            },
+            boundary_edges=config.get("boundary_edges") or "planar",
+            urban=UrbanRule(**urban),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,11 +216,12 @@ class Region:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Region:
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`; what an older version did not know has its default."""
         provinces = tuple(
             Province(**{**p, "aliases": tuple(p["aliases"])}) for p in data["provinces"]
         )
-        return cls(**{**data, "provinces": provinces})
+        urban = UrbanRule(**data.get("urban", {}))
+        return cls(**{**data, "provinces": provinces, "urban": urban})
 
     @property
     def num_provinces(self) -> int:
