@@ -13,8 +13,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
@@ -22,20 +20,26 @@ from PIL import Image, ImageOps
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.metrics import THRESHOLDS_KM
-from geopak.report.maps import INK, draw_circles_km, draw_provinces, new_figure, province_colors
+from geopak.report.maps import draw_circles_km, draw_provinces, province_colors
+from geopak.report.style import (
+    GRID,
+    INK,
+    MODEL_COLOR,
+    MUTED,
+    new_figure,
+    save_figure,
+    set_title,
+    tidy_axes,
+)
 
 log = logging.getLogger(__name__)
 
-MODEL_COLOR = "#1f6f8b"
 TRUTH_COLOR = "#1d9a6c"
 PREDICTED_COLOR = "#d1495b"
-_MUTED = "#7b8794"
-_GRID = "#e3e8ec"
 _BASELINE_STYLE = (("#e08a1e", (0, (5, 1.5))), ("#7d5ba6", (0, (1.2, 1.2))))
 # From near to far: safe for red-green blindness, and still ordered when printed in grey.
 _ERROR_COLORS = ("#0b5d7a", "#2f93ad", "#93c9c3", "#f2c14e", "#e76f32", "#9c1c3a")
 _MIN_ERROR_KM = 0.1
-_DPI = 130
 
 _SHADE = LinearSegmentedColormap.from_list("share", ["#ffffff", "#cfe3ea", MODEL_COLOR])
 
@@ -61,28 +65,6 @@ def format_km(distance_km: float) -> str:
     """Kilometres with the digits a reader can use: ``0.42``, ``3.1``, ``57``, ``1,204``."""
     digits = 2 if distance_km < 0.995 else 1 if distance_km < 9.95 else 0
     return f"{distance_km:,.{digits}f}"
-
-
-def _tidy(ax: Axes, grid: bool = True) -> None:
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(_MUTED)
-    ax.tick_params(colors=INK, labelsize=8, length=3)
-    if grid:
-        ax.grid(color=_GRID, linewidth=0.8)
-        ax.set_axisbelow(True)
-
-
-def _title(ax: Axes, title: str, size: float = 11) -> None:
-    ax.set_title(title, fontsize=size, color=INK, loc="left")
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(w_pad=0.09, h_pad=0.09)
-    figure.savefig(path, dpi=_DPI)
 
 
 def draw_error_map(
@@ -139,8 +121,8 @@ def draw_error_map(
         loc="lower right", frameon=True, facecolor="white", edgecolor="none", framealpha=0.85,
         alignment="left",
     ).set_zorder(8)  # fmt: skip
-    _title(ax, f"Where {len(error):,} photos were taken, and lines to where the model puts them")
-    _save(figure, path)
+    set_title(ax, f"Where {len(error):,} photos were taken, and lines to where the model puts them")
+    save_figure(figure, path)
 
 
 def draw_error_curve(
@@ -159,7 +141,7 @@ def draw_error_curve(
     """
     figure = new_figure(9.5, 4.9)
     ax = figure.subplots()
-    _tidy(ax)
+    tidy_axes(ax)
     farthest = _MIN_ERROR_KM
 
     def curve(distance_km: ArrayLike, label: str, **style: Any) -> None:
@@ -181,7 +163,7 @@ def draw_error_curve(
     curve(
         teacher_forced_km,
         "teacher-forced (given the true cell, so not an error)",
-        color=_MUTED,
+        color=MUTED,
         linestyle=(0, (2, 2)),
         linewidth=1.4,
     )
@@ -196,8 +178,8 @@ def draw_error_curve(
     ax.set_ylabel("photos within that distance", fontsize=9, color=INK)
     ax.minorticks_off()
     figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=2)
-    _title(ax, "Share of photos placed within a distance")
-    _save(figure, path)
+    set_title(ax, "Share of photos placed within a distance")
+    save_figure(figure, path)
 
 
 def draw_confusion(
@@ -235,7 +217,7 @@ def draw_confusion(
                     va="center", fontsize=7, color=ink,
                 )  # fmt: skip
         if not total[true, 0]:
-            ax.text((num - 1) / 2, true, "no photos", ha="center", va="center", color=_MUTED)
+            ax.text((num - 1) / 2, true, "no photos", ha="center", va="center", color=MUTED)
     labels = [f"{name}\n{count:,} photos" for name, count in zip(names, total[:, 0], strict=True)]
     ax.set_yticks(range(num), labels, fontsize=8, color=INK)
     ax.set_xticks(range(num), names, fontsize=8, color=INK, rotation=30, ha="right")
@@ -246,9 +228,9 @@ def draw_confusion(
     ax.set_xlabel("predicted province", fontsize=9, color=INK)
     ax.set_ylabel("true province", fontsize=9, color=INK)
     for spine in ax.spines.values():
-        spine.set_color(_GRID)
-    _title(ax, "Province: true against predicted, rows sum to 100%")
-    _save(figure, path)
+        spine.set_color(GRID)
+    set_title(ax, "Province: true against predicted, rows sum to 100%")
+    save_figure(figure, path)
 
 
 def draw_reliability(path: str | Path, calibration: Mapping[str, Any]) -> None:
@@ -268,13 +250,13 @@ def draw_reliability(path: str | Path, calibration: Mapping[str, Any]) -> None:
     for column, (title, content) in enumerate(panels):
         above, below = axes[0, column], axes[1, column]
         bins = {name: np.asarray(values) for name, values in content["bins"].items()}
-        _tidy(above)
-        above.plot((0, 1), (0, 1), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        tidy_axes(above)
+        above.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         above.annotate(
-            "too modest", (0.03, 0.95), fontsize=8, color=_MUTED, va="top", style="italic"
+            "too modest", (0.03, 0.95), fontsize=8, color=MUTED, va="top", style="italic"
         )
         above.annotate(
-            "too sure", (0.97, 0.05), fontsize=8, color=_MUTED, ha="right", style="italic"
+            "too sure", (0.97, 0.05), fontsize=8, color=MUTED, ha="right", style="italic"
         )
         spread = np.stack((bins["accuracy"] - bins["low"], bins["high"] - bins["accuracy"])).clip(
             min=0
@@ -286,8 +268,8 @@ def draw_reliability(path: str | Path, calibration: Mapping[str, Any]) -> None:
         above.set_xlim(0, 1)
         above.set_ylim(0, 1)
         error = content["expected_calibration_error"]
-        _title(above, f"{title}\nexpected calibration error {error:.3f}", 10)
-        _tidy(below, grid=False)
+        set_title(above, f"{title}\nexpected calibration error {error:.3f}", 10)
+        tidy_axes(below, grid=False)
         below.bar(bins["confidence"], bins["count"], width=0.05, color=MODEL_COLOR, alpha=0.7)
         below.set_xlabel("probability claimed", fontsize=9, color=INK)
         for ax in (above, below):
@@ -295,7 +277,7 @@ def draw_reliability(path: str | Path, calibration: Mapping[str, Any]) -> None:
         above.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes[0, 0].set_ylabel("observed, with 95% interval", fontsize=9, color=INK)
     axes[1, 0].set_ylabel("photos", fontsize=9, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,7 +358,7 @@ def draw_photos(
                label="prediction"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="upper right", fontsize=9, frameon=False, ncols=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_card(
@@ -408,11 +390,11 @@ def _draw_photo(ax: Axes, photo: Image.Image | None) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
-        spine.set_color(_GRID)
+        spine.set_color(GRID)
     if photo is None:
-        ax.set_facecolor(_GRID)
+        ax.set_facecolor(GRID)
         ax.text(
-            0.5, 0.5, "photo not\nreadable", ha="center", va="center", color=_MUTED, fontsize=8,
+            0.5, 0.5, "photo not\nreadable", ha="center", va="center", color=MUTED, fontsize=8,
             transform=ax.transAxes,
         )  # fmt: skip
         ax.set_box_aspect(3 / 4)
@@ -478,25 +460,25 @@ def draw_prediction(
         (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points",
         fontsize=10, color=INK,
     )  # fmt: skip
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_probabilities(ax: Axes, probabilities: Mapping[str, float], region: Region) -> None:
     colors = dict(zip(region.names, province_colors(region.num_provinces), strict=True))
     ranked = sorted(probabilities.items(), key=lambda item: item[1])
     names, values = zip(*ranked, strict=True)
-    ax.barh(names, values, color=[colors.get(name, _MUTED) for name in names], height=0.66)
+    ax.barh(names, values, color=[colors.get(name, MUTED) for name in names], height=0.66)
     for place, value in enumerate(values):
         ax.annotate(
             f"{value:.1%}", (value, place), xytext=(4, 0), textcoords="offset points",
             va="center", fontsize=8.5, color=INK,
         )  # fmt: skip
-    _tidy(ax, grid=False)
+    tidy_axes(ax, grid=False)
     ax.set_xlim(0, 1.12)
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     ax.tick_params(axis="y", labelsize=9, length=0)
-    _title(ax, "Province")
+    set_title(ax, "Province")
 
 
 def _draw_hypotheses(ax: Axes, result: Mapping[str, Any], region: Region) -> None:
@@ -507,7 +489,7 @@ def _draw_hypotheses(ax: Axes, result: Mapping[str, Any], region: Region) -> Non
     )
     if hypotheses:
         places = np.array([(h["lat"], h["lon"]) for h in hypotheses])
-        tints = [colors.get(h["province"], _MUTED) for h in hypotheses]
+        tints = [colors.get(h["province"], MUTED) for h in hypotheses]
         draw_circles_km(ax, places, [h["radius_km"] for h in hypotheses], tints, alpha=0.3)
         # Area, not width, is proportional to the probability.
         ax.scatter(
@@ -521,7 +503,7 @@ def _draw_hypotheses(ax: Axes, result: Mapping[str, Any], region: Region) -> Non
     handles = [
         Line2D([], [], marker="*", ls="", ms=13, color=PREDICTED_COLOR, mec="white",
                label="prediction"),
-        Line2D([], [], marker="o", ls="", ms=9, color=_MUTED, alpha=0.7, mec="white",
+        Line2D([], [], marker="o", ls="", ms=9, color=MUTED, alpha=0.7, mec="white",
                label="hypotheses, area by probability"),
     ]  # fmt: skip
     ax.legend(handles=handles, loc="lower right", fontsize=9, frameon=False).set_zorder(9)

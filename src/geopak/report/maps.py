@@ -1,38 +1,29 @@
-"""Maps: province outlines as a ground for points, and the picture that preparation leaves.
-
-Figures are made without pyplot, so that drawing touches no global state and needs no display.
-"""
+"""Maps: province outlines as a ground for points and circles."""
 
 from __future__ import annotations
 
 import colorsys
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection, PolyCollection
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from geopak.geo.boundaries import Outlines
-from geopak.geo.cells import CellTable
 from geopak.geo.distance import EARTH_RADIUS_KM
 from geopak.geo.region import Region
+from geopak.report.style import INK
 
-INK = "#22303c"
 _SEA = "#f3f6f8"
 _KM_PER_DEGREE = math.radians(EARTH_RADIUS_KM)
 _PALETTE = (
     "#2a78b5", "#e08a1e", "#3d9a57", "#c23b4b", "#7d5ba6",
     "#a8763e", "#d45c9b", "#4fa8a8", "#8a9a2b", "#5b6b7a",
 )  # fmt: skip
-SPLIT_COLORS = {"train": "#9fb3c2", "val": "#e08a1e", "test": "#c23b4b", "buffer": "#7d5ba6"}
 
 
 def province_colors(num: int) -> list[str]:
@@ -44,13 +35,6 @@ def province_colors(num: int) -> list[str]:
         for k in range(max(0, num - len(_PALETTE)))
     ]
     return [*_PALETTE, *extra][:num]
-
-
-def new_figure(width_in: float, height_in: float) -> Figure:
-    """A figure on the Agg canvas; save it with ``figure.savefig``."""
-    figure = Figure(figsize=(width_in, height_in), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def draw_provinces(
@@ -142,65 +126,3 @@ def draw_circles_km(
             alpha=alpha, zorder=3,
         )
     )  # fmt: skip
-
-
-def write_preparation_map(
-    path: str | Path,
-    outlines: Outlines,
-    region: Region,
-    latlon_deg: ArrayLike,
-    split: Sequence[str],
-    cells: CellTable,
-) -> None:
-    """Writes the picture of a prepared set: photos by split, and geocells by province.
-
-    Args:
-        path: PNG file to write.
-        outlines: province outlines.
-        region: names the provinces.
-        latlon_deg: (N, 2) photos, degrees, latitude first.
-        split: (N,) name of each photo's split.
-        cells: the geocells.
-    """
-    points = np.asarray(latlon_deg, float).reshape(-1, 2)
-    of_split = np.asarray(split, object)
-    figure = new_figure(15, 7.2)
-    left, right = figure.subplots(1, 2)
-
-    draw_provinces(left, outlines, region, alpha=0.12)
-    handles = []
-    for name, color in SPLIT_COLORS.items():
-        rows = of_split == name
-        left.scatter(
-            points[rows, 1], points[rows, 0], s=3 if name == "train" else 5, color=color,
-            linewidths=0, alpha=0.75, zorder=2 if name == "train" else 4,
-        )  # fmt: skip
-        handles.append(
-            Line2D([], [], marker="o", ls="", ms=5, color=color, label=f"{name} {rows.sum():,}")
-        )
-    left.legend(handles=handles, loc="lower right", fontsize=8, frameon=False)
-    left.set_title(f"{len(points):,} photos by split", fontsize=11, color=INK, loc="left")
-
-    draw_provinces(right, outlines, region, alpha=0.12, labels=False)
-    palette = province_colors(region.num_provinces)
-    draw_circles_km(
-        right, cells.center_latlon_deg, cells.radius_km, [palette[p] for p in cells.province_id]
-    )
-    # The smallest cells are narrower than a pixel; a dot at the center keeps them visible.
-    right.scatter(
-        cells.center_latlon_deg[:, 1], cells.center_latlon_deg[:, 0], s=3,
-        c=[palette[p] for p in cells.province_id], linewidths=0, zorder=4,
-    )  # fmt: skip
-    counts = np.bincount(cells.province_id, minlength=region.num_provinces)
-    right.legend(
-        handles=[
-            Line2D([], [], marker="o", ls="", ms=5, color=c, label=f"{name} {count:,}")
-            for name, c, count in zip(region.names, palette, counts, strict=True)
-        ],
-        loc="lower right", fontsize=8, frameon=False,
-    )  # fmt: skip
-    right.set_title(
-        f"{cells.num_cells:,} geocells, radius up to {cells.radius_km.max():.1f} km",
-        fontsize=11, color=INK, loc="left",
-    )  # fmt: skip
-    figure.savefig(path, dpi=130)
