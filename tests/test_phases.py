@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from geopak.build import build_phase, plain
+from geopak.build import build_phase
 from geopak.cli import compose
 from geopak.errors import ConfigError
 from geopak.geo.cells import CellTable
@@ -22,6 +22,7 @@ from geopak.geo.region import Region
 from geopak.losses import LossOptions
 from geopak.models.decode import DecodingOptions
 from geopak.models.geolocator import Geolocator
+from geopak.options import plain
 from geopak.phases import parameter_counts, set_up_training
 from geopak.task import TASKS, GeolocationTask, learning_rate_factor
 from geopak.types import Batch

@@ -74,9 +74,9 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     from torch import nn
     from torch.nn import functional
 
-    from geopak.build import plain
     from geopak.data.augment import Augmenter
     from geopak.models.encoders import SceneEncoder, SemanticEncoder
+    from geopak.options import plain
     from geopak.render.scene import CATEGORIES, content_targets, random_scene
     from geopak.task import learning_rate_factor
 

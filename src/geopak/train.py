@@ -50,6 +50,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     """
     from geopak import build
     from geopak.geo.boundaries import Outlines
+    from geopak.options import plain
     from geopak.phases import parameter_counts
 
     # Cheap checks first: a missing parent must not cost a model's loading.
@@ -57,7 +58,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     region = build.build_region(cfg)
     parent = build.resolve_parent(cfg, phase, overrides)
     prepared = build.build_prepared(cfg, region)
-    model_config = build.plain(cfg.model)
+    model_config = plain(cfg.model)
     datamodule = build.build_datamodule(cfg, prepared, region, model_config["image_size"])
     outlines = Outlines.of_region(region)
 

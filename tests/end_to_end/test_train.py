@@ -212,8 +212,9 @@ def test_an_unprepared_folder_names_the_command(
 
 
 def test_the_default_model_is_pretrained_and_small() -> None:
-    from geopak.build import build_model, load_pretrained, plain
+    from geopak.build import build_model, load_pretrained
     from geopak.geo.region import Region
+    from geopak.options import plain
     from tests.conftest import make_cells
 
     cfg = compose("train")

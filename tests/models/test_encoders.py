@@ -18,7 +18,7 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from geopak.build import build_model, build_region, load_pretrained, plain
+from geopak.build import build_model, build_region, load_pretrained
 from geopak.cli import compose
 from geopak.errors import CheckpointError, ConfigError
 from geopak.models.encoders import (
@@ -31,6 +31,7 @@ from geopak.models.encoders import (
     scene_weights,
 )
 from geopak.models.geolocator import Geolocator
+from geopak.options import plain
 from tests.conftest import make_cells
 
 # What stands beside the visual tower in a CLIP state dict.
