@@ -6,6 +6,7 @@ The only command that opens the test split.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "region": trained.region.title,
         "split": cfg.split,
         "same set as training": same_set,
+        "leaks": _leaks(prepared, cfg.split, same_set),
     }
     report = write_report(
         folder,
@@ -152,9 +154,52 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
+def _leaks(prepared: PreparedSet, split: str, same_set: bool) -> str:
+    """What train shows of the split's photos, in a line."""
+    from geopak.data.leaks import leak_report
+
+    if not same_set:
+        return "leaks: unknown, the model was trained on photos of another set"
+    if split == "train":
+        return "leaks: these are the photos that the model was trained on"
+    return leak_report(prepared.photos, held_out=(split,)).headline()
+
+
+def print_results(report: Mapping[str, Any]) -> None:
+    """Prints the main figures beside the baselines', and what they are worth."""
+    from rich.console import Console
+    from rich.table import Table
+
+    context = report["context"]
+    table = Table(
+        title=f"end to end on {report['num_photos']:,} {context['split']} photos",
+        box=None, pad_edge=False, header_style="bold", title_justify="left",
+    )  # fmt: skip
+    table.add_column("")
+    for column in ("median km", "mean km", "within 25 km", "province macro accuracy"):
+        table.add_column(column, justify="right")
+    rows = {"model": report["end_to_end"]}
+    rows |= {
+        f"baseline: {name.replace('_', ' ')}": baseline
+        for name, baseline in report["baselines"].items()
+    }
+    for name, values in rows.items():
+        accuracy = values.get("province_macro_acc")
+        table.add_row(
+            name,
+            f"{values['median_km']['value']:.1f}",
+            f"{values['mean_km']['value']:.1f}",
+            f"{values['within_25km']['value']:.1%}",
+            "" if accuracy is None else f"{accuracy['value']:.1%}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(context["leaks"], highlight=False, soft_wrap=True)
+
+
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
-    evaluate(cfg)
+    print_results(evaluate(cfg))
 
 
 if __name__ == "__main__":

@@ -238,6 +238,7 @@ def _notes(report: Mapping[str, Any], split: str) -> list[str]:
         "Error is the great-circle distance between the true place and the one predicted from the "
         "image alone. Nothing else is called error here.",
         seen,
+        *([_sentence(report["context"]["leaks"])] if "leaks" in report["context"] else []),
         f"Intervals hold {intervals['confidence']:.0%} of {intervals['num_resamples']:,} bootstrap "
         f"resamples of {_drawn(intervals)} They do not cover another training run or other cameras "
         "and years.",
@@ -261,6 +262,10 @@ def _notes(report: Mapping[str, Any], split: str) -> list[str]:
         "intervals; predictions.parquet holds a row per photo."
     )
     return notes
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _drawn(intervals: Mapping[str, Any]) -> str:
