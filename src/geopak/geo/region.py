@@ -237,6 +237,13 @@ class Region:
         index: dict[str, int] = self._index  # type: ignore[attr-defined]
         return index.get(_fold(name)) if isinstance(name, str) else None
 
+    def find_in_file(self, name: object) -> int | None:
+        """Like :meth:`find`, but a file's own names for provinces (``boundary_names``) go first."""
+        names = {_fold(spelling): province for spelling, province in self.boundary_names.items()}
+        # Codes may be numbers; a missing value is no name.
+        text = None if name is None or name != name else _fold(str(name))
+        return self.find(names.get(text, name)) if text is not None else None
+
     def index_of(self, name: str) -> int:
         """Like :meth:`find`, but raises.
 
