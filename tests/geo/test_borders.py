@@ -74,6 +74,21 @@ def test_nothing_but_numbers_in_reach_has_a_distance() -> None:
     assert borders.distance_km(np.array([[0.0, 0.0]]), 0.0).tolist() == [0.0]
 
 
+@pytest.mark.parametrize("max_km", [0.01, 2.0, 60.0, 9000.0, np.inf])
+def test_no_point_near_an_edge_is_passed_over(max_km: float) -> None:
+    """The same distances as without the coarse picture of where edges are."""
+    polygons = [box(10, 50, 19, 58), Polygon([(19, 50), (30, 61), (19, 58)])]
+    borders = Borders(polygons)
+    rng = np.random.default_rng(1)
+    along = shapely.line_interpolate_point(polygons[1].exterior, rng.uniform(0, 40, 3000))
+    near = shapely.get_coordinates(along)[:, ::-1] + rng.normal(0, 0.3, (3000, 2))
+    where = np.concatenate((near, rng.uniform((-90, -180), (90, 180), (1000, 2))))
+    everywhere = borders.distance_km(where, np.inf)
+    found = borders.distance_km(where, max_km)
+    assert np.isfinite(everywhere).all()
+    np.testing.assert_array_equal(found, np.where(everywhere <= max_km, everywhere, np.inf))
+
+
 def test_chunks_change_nothing() -> None:
     borders = Borders([box(0, 0, 1, 1)])
     where = np.random.default_rng(0).uniform(-0.1, 1.1, (101, 2))

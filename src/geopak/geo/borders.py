@@ -9,11 +9,13 @@ percent for hundreds of kilometres. Not for points within half a degree of a pol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 from shapely.geometry import MultiPolygon, Polygon
 
 from geopak.geo.antimeridian import into_frame
@@ -25,6 +27,7 @@ _MAX_LATITUDE_DEG = 89.5
 # Edges are cut to about this, so that straight in degrees, straight in Mercator's projection and
 # shortest on the sphere are the same within centimetres.
 _PIECE_DEG = 0.02
+_MAX_PIXELS = 2000
 
 
 class Borders:
@@ -44,8 +47,8 @@ class Borders:
         edges[backwards] = edges[backwards, ::-1]
         # Neighbours share most of their edges.
         edges = np.unique(edges.reshape(-1, 4), axis=0).reshape(-1, 2, 2)
-        self._west, self._east = float(edges[..., 0].min()), float(edges[..., 0].max())
-        self._south, self._north = float(edges[..., 1].min()), float(edges[..., 1].max())
+        self._edges_deg = edges
+        self._lon_range_deg = float(edges[..., 0].min()), float(edges[..., 0].max())
         self._ends = unit_vectors_array(edges[..., ::-1])
         self._tree = shapely.STRtree(shapely.linestrings(_mercator(edges)))
 
@@ -61,30 +64,68 @@ class Borders:
             (N,) kilometres.
         """
         out = np.full(len(latlon_deg), np.inf)
+        if not len(latlon_deg):
+            return out
+        reach_deg = min(math.degrees(max_km / EARTH_RADIUS_KM), 180.0)
+        around = _Surroundings(self._edges_deg, reach_deg)
         for start in range(0, len(latlon_deg), chunk):
-            out[start : start + chunk] = self._chunk_km(latlon_deg[start : start + chunk], max_km)
+            lat, lon = latlon_deg[start : start + chunk].T
+            lonlat = np.stack((into_frame(lon, *self._lon_range_deg), lat), axis=1)
+            rows = np.flatnonzero(around.has(lonlat))
+            distance = self._nearest_km(lonlat[rows], reach_deg)
+            out[start + rows] = np.where(distance <= max_km, distance, np.inf)
         return out
 
-    def _chunk_km(self, latlon_deg: _Array, max_km: float) -> _Array:
-        out = np.full(len(latlon_deg), np.inf)
-        reach_deg = min(np.degrees(max_km / EARTH_RADIUS_KM), 180.0)
-        lat = latlon_deg[:, 0]
-        near = (lat >= self._south - reach_deg) & (lat <= self._north + reach_deg)
-        rows = np.flatnonzero(near & np.isfinite(latlon_deg[:, 1]))
-        if not len(rows):
+    def _nearest_km(self, lonlat_deg: _Array, reach_deg: float) -> _Array:
+        out = np.full(len(lonlat_deg), np.inf)
+        if not len(lonlat_deg):
             return out
-        lonlat = np.stack((into_frame(latlon_deg[rows, 1], self._west, self._east), lat[rows]), 1)
         # A little more than the distance in the plane, whose scale grows towards the pole.
-        highest_deg = min(np.abs(lonlat[:, 1]).max() + reach_deg, _MAX_LATITUDE_DEG)
-        reach = 1e-6 + 1.01 * reach_deg / np.cos(np.radians(highest_deg))
-        hits, edges = self._tree.query_nearest(
-            shapely.points(_mercator(lonlat)), max_distance=reach, all_matches=False
+        highest_deg = min(np.abs(lonlat_deg[:, 1]).max() + reach_deg, _MAX_LATITUDE_DEG)
+        reach = 1e-6 + 1.01 * reach_deg / math.cos(math.radians(highest_deg))
+        rows, edges = self._tree.query_nearest(
+            shapely.points(_mercator(lonlat_deg)), max_distance=reach, all_matches=False
         )
-        distance = _to_edge_km(
-            unit_vectors_array(lonlat[hits, ::-1]), self._ends[edges, 0], self._ends[edges, 1]
-        )
-        out[rows[hits]] = np.where(distance <= max_km, distance, np.inf)
+        points = unit_vectors_array(lonlat_deg[rows, ::-1])
+        out[rows] = _to_edge_km(points, self._ends[edges, 0], self._ends[edges, 1])
         return out
+
+
+class _Surroundings:
+    """A coarse picture of the ground near edges: most points of a country are not there."""
+
+    def __init__(self, edges_deg: _Array, reach_deg: float) -> None:
+        """Args:
+        edges_deg: (E, 2, 2) ends of edges no longer than ``_PIECE_DEG``, longitude first.
+        reach_deg: degrees of latitude that count as near.
+        """
+        highest_deg = min(np.abs(edges_deg[..., 1]).max() + reach_deg, _MAX_LATITUDE_DEG)
+        # An edge is somewhere within its own length of where it begins.
+        margin = np.array((reach_deg / math.cos(math.radians(highest_deg)), reach_deg)) + _PIECE_DEG
+        start = edges_deg[:, 0]
+        self._corner = start.min(axis=0) - margin
+        extent = start.max(axis=0) + margin - self._corner
+        self._pixel = np.maximum(margin / 2, extent / _MAX_PIXELS)
+        shape = np.floor(extent / self._pixel).astype(int) + 1
+        self._near = np.zeros(shape, bool)
+        column, row = self._pixels(start).T
+        self._near[column, row] = True
+        reach = np.ceil(margin / self._pixel).astype(int)
+        self._near = maximum_filter(self._near, size=tuple(2 * reach + 1), mode="constant")
+
+    def has(self, lonlat_deg: _Array) -> NDArray[np.bool_]:
+        """(N,) whether an edge may be near; never false where one is."""
+        out = np.zeros(len(lonlat_deg), bool)
+        with np.errstate(invalid="ignore"):
+            inside = (lonlat_deg >= self._corner).all(axis=1)
+            inside &= (lonlat_deg < self._corner + self._pixel * self._near.shape).all(axis=1)
+        column, row = self._pixels(lonlat_deg[inside]).T
+        out[inside] = self._near[column, row]
+        return out
+
+    def _pixels(self, lonlat_deg: _Array) -> NDArray[np.int64]:
+        pixels = np.floor((lonlat_deg - self._corner) / self._pixel).astype(np.int64)
+        return np.minimum(pixels, np.array(self._near.shape) - 1)
 
 
 def _edges(polygon: Polygon | MultiPolygon) -> _Array:

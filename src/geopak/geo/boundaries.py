@@ -23,12 +23,14 @@ from shapely.geometry import MultiPolygon, Polygon
 from geopak.errors import RegionError, nearest_name
 from geopak.geo.antimeridian import common_frame, into_frame
 from geopak.geo.outline_files import OutlineFile, as_polygon, read_outline_file
+from geopak.geo.outline_report import OutlineReport, examine_outlines
 from geopak.geo.region import Region
 
 if TYPE_CHECKING:
     # Brings torch with it, which the processes that draw photos do without.
     from geopak.geo.borders import Borders
-    from geopak.geo.outline_report import OutlineReport
+
+__all__ = ["OutlineReport", "Outlines"]
 
 log = logging.getLogger(__name__)
 
@@ -218,8 +220,6 @@ class Outlines:
         Args:
             region: names the provinces.
         """
-        from geopak.geo.outline_report import examine_outlines
-
         return examine_outlines(self, region)
 
     def in_frame(self, latlon_deg: ArrayLike) -> NDArray[np.float64]:
