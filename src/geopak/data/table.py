@@ -1,23 +1,26 @@
-"""The photo table: its columns, how it is read, and which of its rows can be used.
+"""The photo table: its columns, their schema, and which rows of raw tables can be used.
 
-Reading keeps every row as it was written, with the file and line it came from; validation then
-parts the rows into photos (typed columns) and rejections. Nothing is dropped silently: photos and
-rejections together are always all the rows that were read.
+:mod:`geopak.data.ingest` reads rows as they were written. Validation parts them into photos (typed
+columns) and rejections. Nothing is dropped silently: photos and rejections together are always all
+the rows that were read.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import warnings
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import ExifTags, Image, UnidentifiedImageError
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from geopak.errors import TableError, nearest_name
+from geopak.data import coordinates
+from geopak.data.photo_paths import ResolvedPaths
+from geopak.errors import ConfigError, PreparedSetError, nearest_name
 from geopak.geo.region import Region
 
 REQUIRED_COLUMNS = ("id", "path", "latitude", "longitude")
@@ -27,172 +30,43 @@ OPTIONAL_COLUMNS = (
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 ORIGIN_COLUMNS = ("file", "line")
 REJECTION_COLUMNS = ("reason", "detail")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+# Names that a table may not have for columns of its own.
+RESERVED_COLUMNS = (*ORIGIN_COLUMNS, "malformed", *REJECTION_COLUMNS)
+SPLIT_TABLE_COLUMNS = ("id", "latitude", "longitude", "split")
+SPLIT_NAMES = ("train", "val", "test", "buffer")
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": ","}
+_PIXELS = ("width", "height")
+_MOST_PIXELS = 1_000_000
+# Suggestions cost time; a table whose every label is unknown needs no more of them.
+_MOST_HINTS = 200
 
 
-def read_tables(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """Reads photo tables into one, every value still as text.
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Which coordinates are believed.
 
-    Args:
-        paths: CSV, TSV or Parquet files with at least the required columns, in any order.
-
-    Returns:
-        All columns of all files as nullable text, and ``file`` and ``line``: where a row stood
-        (CSV: line, counting records after the header line 1; Parquet: row, from 1). The index
-        counts the rows of all files from 0.
-
-    Raises:
-        TableError: a file is missing, unreadable, empty or lacks a required column.
+    Attributes:
+        min_decimals: fewest decimals of latitude and longitude as written, the more exact of the
+            two (a trailing zero is often cut off); 2 decimals are about a kilometre. 0: any.
+        max_photos_per_coordinate: most unrelated photos (of different authors or days) at one and
+            the same coordinate; more of them were given the coordinate of a place name, not taken
+            there. ``None``: any number.
     """
-    if not paths:
-        raise TableError("No photo table given. Set tables=[FILE.csv] or folders=[FOLDER].")
-    return pd.concat([_read_table(Path(path)) for path in paths], ignore_index=True)
 
+    min_decimals: int = 2
+    max_photos_per_coordinate: int | None = 30
 
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise TableError(
-            f"No photo table at {path}. Set tables=[FILE] to a CSV or Parquet file, or render the "
-            "synthetic set: python -m geopak.synthetic"
-        )
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".parquet", ".pq"):
-            frame = pd.read_parquet(path)
-            first_line = 1
-        elif suffix in _SEPARATORS:
-            frame = _read_text(path, _SEPARATORS[suffix])
-            first_line = 2
-        else:
-            raise TableError(
-                f"{path}: {suffix or 'no suffix'} is not a table format that is read here. Save "
-                "it as .csv, .tsv or .parquet."
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_decimals <= 15:
+            raise ConfigError(
+                f"validation.min_decimals is {self.min_decimals}; it must be 0 to 15."
             )
-    except pd.errors.EmptyDataError:
-        raise TableError(_empty(path)) from None
-    except UnicodeDecodeError as error:
-        raise TableError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        if isinstance(error, TableError):
-            raise
-        raise TableError(
-            f"{path} cannot be read as a table: {error}. Check that it is a complete "
-            f"{suffix[1:]} file; text with separators needs quotes."
-        ) from error
-    frame.columns = [str(c).strip() for c in frame.columns]
-    _check_columns(path, frame.columns)
-    if frame.empty:
-        raise TableError(_empty(path))
-    frame = frame.astype("string").apply(lambda column: column.str.strip())
-    frame = frame.mask(frame == "")
-    return frame.assign(file=path.name, line=np.arange(len(frame)) + first_line)
-
-
-def _read_text(path: Path, separator: str) -> pd.DataFrame:
-    with warnings.catch_warnings():
-        # A row with more values than the header would lose some with no more than a warning.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
-            skip_blank_lines=False, index_col=False,
-        )  # fmt: skip
-
-
-def _empty(path: Path) -> str:
-    return (
-        f"{path} has no rows. It needs a header ({', '.join(REQUIRED_COLUMNS)}, ...) and one row "
-        "per photo."
-    )
-
-
-def _check_columns(path: Path, columns: Iterable[str]) -> None:
-    present = list(columns)
-    for column in REQUIRED_COLUMNS:
-        if present.count(column) > 1:
-            raise TableError(f"{path} has the column {column!r} twice. Rename or remove one.")
-        if column not in present:
-            others = [c for c in present if c not in COLUMNS]
-            folded = {c.casefold().replace(" ", "_"): c for c in others}
-            short = {"latitude": ("lat", "y"), "longitude": ("lon", "lng", "long", "x")}
-            alike = next((folded[s] for s in short.get(column, ()) if s in folded), None)
-            hint = f" Did you mean {alike!r}?" if alike else nearest_name(column, others)
-            raise TableError(
-                f"{path} has no column {column!r}.{hint} It has: {', '.join(present)}. Rename "
-                f"the column that holds it to {column!r}."
+        limit = self.max_photos_per_coordinate
+        if limit is not None and limit < 1:
+            raise ConfigError(
+                f"validation.max_photos_per_coordinate is {limit}; it must be at least 1, or null "
+                "for no limit."
             )
-    for origin in (*ORIGIN_COLUMNS, *REJECTION_COLUMNS):
-        if origin in present:
-            raise TableError(
-                f"{path} has a column {origin!r}, a name that is needed to say where a row came "
-                "from. Rename or remove it."
-            )
-
-
-def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
-    """Makes table rows out of the photos of a folder and its subfolders, from their EXIF data.
-
-    Args:
-        folder: where to look for image files.
-        root: the data root, which must hold ``folder``; ids and paths are relative to it.
-
-    Returns:
-        Rows as :func:`read_tables` gives them; coordinates are missing where a photo has no GPS.
-
-    Raises:
-        TableError: the folder is missing, outside the root or holds no image file.
-    """
-    folder, root = Path(folder).resolve(), Path(root).resolve()
-    if not folder.is_dir() or not folder.is_relative_to(root):
-        raise TableError(
-            f"{folder} is not a folder inside the data root {root}. Set root to a folder that "
-            "holds all photos."
-        )
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise TableError(f"{folder} holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    rows = []
-    for line, file in enumerate(files, start=1):
-        relative = file.relative_to(root).as_posix()
-        rows.append({"id": relative, "path": relative, **_exif_fields(file), "line": line})
-    frame = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "line"])
-    text = frame.drop(columns="line").astype("string")
-    return text.assign(file=folder.relative_to(root).as_posix(), line=frame["line"])
-
-
-def _exif_fields(file: Path) -> dict[str, str]:
-    """Coordinates, time, author and size that an image file states; what it lacks is left out."""
-    try:
-        with Image.open(file) as image:
-            exif = image.getexif()
-            gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
-            taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
-            fields = {"width": str(image.width), "height": str(image.height)}
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
-        return {}
-    for name, value, positive, negative in (
-        ("latitude", ExifTags.GPS.GPSLatitude, "N", "S"),
-        ("longitude", ExifTags.GPS.GPSLongitude, "E", "W"),
-    ):
-        reference = str(gps.get(value - 1, positive)).strip("\0 ").upper()[:1]
-        try:
-            degrees, minutes, seconds = (float(part) for part in gps[value])
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            continue
-        sign = -1 if reference == negative else 1
-        fields[name] = f"{sign * (degrees + minutes / 60 + seconds / 3600):.7f}"
-    if taken:
-        fields["captured_at"] = _exif_time(str(taken))
-    author = exif.get(ExifTags.Base.Artist)
-    if author:
-        fields["author"] = str(author).strip("\0 ")
-    return fields
-
-
-def _exif_time(text: str) -> str:
-    """``2021:05:03 10:11:12`` -> ``2021-05-03 10:11:12``."""
-    return re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", text.strip("\0 "))
 
 
 def rejections(
@@ -211,134 +85,359 @@ def natural_order(ids: pd.Series) -> pd.Series:
 
 
 def validate(
-    raw: pd.DataFrame, root: str | Path, region: Region
+    raw: pd.DataFrame,
+    root: str | Path,
+    region: Region,
+    settings: ValidationSettings | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Parts the rows of photo tables into photos that can be used and rejections.
 
-    A row gets the first reason that applies, in this order: ``missing_id``, ``missing_path``,
-    ``coordinate_missing``, ``coordinate_not_a_number``, ``coordinates_swapped``,
-    ``coordinate_out_of_range``, ``coordinates_zero``, ``unknown_province``,
-    ``path_outside_root``, ``file_missing``, ``duplicate_id``.
+    A row gets the first reason that applies, in this order: ``malformed_row``, ``missing_id``,
+    ``missing_path``, ``coordinate_missing``, ``coordinate_not_a_number``,
+    ``coordinates_swapped``, ``coordinate_out_of_range``, ``coordinates_zero``,
+    ``too_few_decimals``, ``unknown_province``, ``path_outside_root``, ``file_missing``,
+    ``duplicate_id``, ``coordinate_shared``.
 
     Args:
-        raw: rows as :func:`read_tables` gives them.
+        raw: rows as :func:`geopak.data.ingest.read_sources` gives them.
         root: folder that holds all photos; paths are relative to it and may not leave it.
         region: whose province names are known labels.
+        settings: which coordinates are believed; ``None``: the defaults.
 
     Returns:
         The photos: ``id, path`` text (path normalised, forward slashes), ``latitude, longitude``
-        float64 degrees, ``label_province`` the display name or missing, and the other optional
-        columns; and the rejections: ``reason, detail``. Both are indexed by the row of ``raw``.
+        float64 degrees, ``label_province`` the display name or missing, the other optional
+        columns (``width, height`` missing where the table has no whole number of pixels; the
+        files are measured later) and ``coordinate_decimals`` (Int8), the decimals of the more
+        exact of both coordinates; and the rejections: ``reason, detail``. Both are indexed by the
+        row of ``raw``.
     """
-    raw = raw.reindex(columns=[*raw.columns, *(c for c in COLUMNS if c not in raw.columns)])
-    reason = pd.Series(pd.NA, index=raw.index, dtype="string")
-    detail = pd.Series(pd.NA, index=raw.index, dtype="string")
+    settings = settings or ValidationSettings()
+    raw_schema().validate(raw)
+    nothing = pd.array(pa.nulls(len(raw), pa.large_string()), dtype="string")
+    raw = raw.assign(**{c: nothing for c in (*COLUMNS, "malformed") if c not in raw})
+    reasons = _Reasons(raw)
 
-    def reject(rows: pd.Series, why: str, what: pd.Series | str) -> None:
-        first = rows.fillna(False).astype(bool) & reason.isna()
-        reason[first] = why
-        detail[first] = what[first] if isinstance(what, pd.Series) else what
+    reasons.add(
+        raw["malformed"].notna(), "malformed_row", lambda rows: "the row " + rows["malformed"]
+    )
+    reasons.add(raw["id"].isna(), "missing_id", "the id is empty; give every photo its own")
+    reasons.add(raw["path"].isna(), "missing_path", "the path is empty")
+    lat, lon = _check_coordinates(raw, reasons)
+    decimals = np.maximum(
+        coordinates.num_decimals(raw["latitude"]), coordinates.num_decimals(raw["longitude"])
+    )
+    reasons.add(
+        decimals < settings.min_decimals,
+        "too_few_decimals",
+        lambda rows: (
+            _place(rows) + f": fewer than {settings.min_decimals} decimals, no place of a photo "
+            "(validation.min_decimals)"
+        ),
+    )
+    labels = _check_labels(raw, region, reasons)
+    path = _check_paths(raw, root, reasons)
 
-    reject(raw["id"].isna(), "missing_id", "the id is empty; give every photo its own")
-    reject(raw["path"].isna(), "missing_path", "the path is empty")
+    open_rows = reasons.open
+    ids = raw.loc[open_rows, "id"]
+    again = np.zeros(len(raw), bool)
+    again[open_rows] = ids.duplicated().to_numpy()
 
-    degrees = {}
-    for axis in ("latitude", "longitude"):
-        text = raw[axis]
-        absent = text.isna() | text.str.casefold().isin(["nan", "none", "null", "na", "n/a"])
-        degrees[axis] = pd.to_numeric(text, errors="coerce").astype("float64")
-        reject(absent, "coordinate_missing", f"the {axis} is empty")
-        reject(
-            ~degrees[axis].between(-np.inf, np.inf, inclusive="neither"),
-            "coordinate_not_a_number",
-            f"the {axis} is "
-            + text.map(repr, na_action="ignore").astype("string")
-            + ", not decimal degrees",
+    def first_of(rows: pd.DataFrame) -> pd.Series:
+        first = raw[open_rows & raw["id"].isin(rows["id"]).to_numpy()].drop_duplicates("id")
+        where = first["file"].astype("string") + " line " + first["line"].astype("string")
+        return "the id is also that of " + rows["id"].map(where.set_axis(first["id"]))
+
+    reasons.add(again, "duplicate_id", first_of)
+
+    kept = reasons.open
+    place = pd.DataFrame({"latitude": lat[kept], "longitude": lon[kept]}, index=raw.index[kept])
+    limit = settings.max_photos_per_coordinate
+    if limit is not None:
+        for column in ("author", "captured_at", "album"):
+            place[column] = raw.loc[kept, column]
+        sharing = coordinates.shared_by_unrelated(place, limit)
+        reasons.add(
+            raw.index.isin(sharing.index),
+            "coordinate_shared",
+            lambda rows: (
+                _place(rows)
+                + ": "
+                + sharing.loc[rows.index].astype("string")
+                + " photos of different authors or days have this very coordinate, that of a "
+                f"place name rather than of a camera (at most {limit}: "
+                "validation.max_photos_per_coordinate)"
+            ),
         )
-    lat, lon = degrees["latitude"], degrees["longitude"]
-    place = "latitude " + raw["latitude"] + ", longitude " + raw["longitude"]
-    swapped = (lat.abs() > 90) & (lat.abs() <= 180) & (lon.abs() <= 90)
-    reject(swapped, "coordinates_swapped", place + ": only the other way round is on the globe")
-    outside = (lat.abs() > 90) | (lon.abs() > 180)
-    reject(outside, "coordinate_out_of_range", place + ": latitude is -90..90, longitude -180..180")
-    reject(
+    kept = reasons.open
+    photos = raw.loc[kept, ["id"]].copy()
+    photos["path"] = path[kept]
+    photos["latitude"], photos["longitude"] = lat[kept], lon[kept]
+    photos["label_province"] = labels[kept]
+    for column in OPTIONAL_COLUMNS:
+        if column in _PIXELS:
+            photos[column] = _pixels(raw.loc[kept, column])
+        elif column != "province":
+            photos[column] = raw.loc[kept, column]
+    photos["coordinate_decimals"] = pd.array(decimals[kept], "Int8")
+    rejected = reasons.table()
+    assert len(raw) == len(photos) + len(rejected), "a row was lost or counted twice"
+    photo_schema().validate(photos)
+    return photos, rejected
+
+
+class _Reasons:
+    """The first reason against every row, and its detail."""
+
+    def __init__(self, raw: pd.DataFrame) -> None:
+        self._raw = raw
+        self.open: NDArray[np.bool_] = np.ones(len(raw), bool)
+        self._parts: list[pd.DataFrame] = []
+
+    def add(self, rows: Any, reason: str, detail: str | Any) -> None:
+        """Rejects rows that are still open.
+
+        Args:
+            rows: (N,) booleans.
+            reason: short name.
+            detail: text, or a function that makes a series of texts of the rejected rows.
+        """
+        bad = self.open & np.asarray(rows, dtype=bool)
+        if not bad.any():
+            return
+        self.open = self.open & ~bad
+        told = detail if isinstance(detail, str) else detail(self._raw[bad])
+        self._parts.append(rejections(self._raw.index[bad], reason, told))
+
+    def table(self) -> pd.DataFrame:
+        """All rejections in the order of the rows."""
+        if not self._parts:
+            return rejections(self._raw.index[:0], "", "")
+        parted = pd.concat(self._parts)
+        return parted.loc[self._raw.index[~self.open]]
+
+
+def _place(rows: pd.DataFrame) -> pd.Series:
+    return "latitude " + rows["latitude"] + ", longitude " + rows["longitude"]
+
+
+def _check_coordinates(
+    raw: pd.DataFrame, reasons: _Reasons
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    value = {}
+    for axis in ("latitude", "longitude"):
+        reasons.add(coordinates.absent(raw[axis]), "coordinate_missing", f"the {axis} is empty")
+        value[axis] = coordinates.degrees(raw[axis])
+
+        def explain(rows: pd.DataFrame, axis: str = axis) -> pd.Series:
+            written = rows[axis].unique()
+            told = {text: coordinates.explain(axis, text) for text in written}
+            return rows[axis].map(told)
+
+        reasons.add(np.isnan(value[axis]), "coordinate_not_a_number", explain)
+    lat, lon = value["latitude"], value["longitude"]
+    reasons.add(
+        (np.abs(lat) > 90) & (np.abs(lat) <= 180) & (np.abs(lon) <= 90),
+        "coordinates_swapped",
+        lambda rows: _place(rows) + ": only the other way round is on the globe",
+    )
+    reasons.add(
+        (np.abs(lat) > 90) | (np.abs(lon) > 180),
+        "coordinate_out_of_range",
+        lambda rows: _place(rows) + ": latitude is -90..90, longitude -180..180",
+    )
+    reasons.add(
         (lat == 0) & (lon == 0),
         "coordinates_zero",
         "0, 0 stands for a missing position in many exports",
     )
+    return lat, lon
 
-    labels = {name: region.find(name) for name in raw["province"].dropna().unique()}
-    unknown = {name for name, index in labels.items() if index is None}
-    hints = {
-        name: f"{name!r} is no province of {region.title}.{nearest_name(name, region.names)} Add "
-        "the spelling to region.provinces.<key>.aliases"
-        for name in unknown
+
+def _check_labels(raw: pd.DataFrame, region: Region, reasons: _Reasons) -> pd.Series:
+    """Display names of the labels; missing where there is none or it is unknown."""
+    label_id, labels = pd.factorize(raw["province"])
+    province_id = [region.find(label) for label in labels]
+    unknown = np.array([index is None for index in province_id] + [False])  # the last: no label
+
+    def explain(rows: pd.DataFrame) -> pd.Series:
+        hints = {
+            name: f"{name!r} is no province of {region.title}."
+            f"{nearest_name(name, region.names) if k < _MOST_HINTS else ''} Add the spelling to "
+            "region.provinces.<key>.aliases"
+            for k, name in enumerate(rows["province"].unique())
+        }
+        return rows["province"].map(hints)
+
+    reasons.add(unknown[label_id], "unknown_province", explain)
+    names = pa.array(
+        [*(None if i is None else region.names[i] for i in province_id), None], pa.large_string()
+    )
+    named = names.take(pa.array(np.where(label_id < 0, len(labels), label_id)))
+    return pd.Series(pd.array(named, dtype="string"), raw.index)
+
+
+def _pixels(text: pd.Series) -> pd.Series:
+    value = coordinates.degrees(text).round()
+    usable = (value >= 1) & (value <= _MOST_PIXELS)
+    whole = pd.array(np.where(usable, value, 1).astype(np.int64), "Int64")
+    whole[~usable] = pd.NA
+    return pd.Series(whole, text.index)
+
+
+def _check_paths(raw: pd.DataFrame, root: str | Path, reasons: _Reasons) -> pd.Series:
+    """Normalised paths of the rows that are still open; rejects those that cannot be used."""
+    open_rows = reasons.open
+    resolved = ResolvedPaths(raw.loc[open_rows, "path"], root)
+    for reason, rows, told in resolved.problems():
+        everywhere = np.zeros(len(raw), bool)
+        everywhere[np.flatnonzero(open_rows)[rows]] = True
+        reasons.add(everywhere, reason, lambda _, told=told: told)
+    return resolved.normal.reindex(raw.index)
+
+
+@functools.cache
+def raw_schema() -> Any:
+    """The pandera schema of rows as they were read: text, and where each stood."""
+    # Takes a second to import, which no command should pay that reads no table.
+    import pandera.pandas as pa_schema
+
+    text = {
+        name: pa_schema.Column("string", nullable=True, required=name in REQUIRED_COLUMNS)
+        for name in (*COLUMNS, "malformed")
     }
-    reject(
-        raw["province"].isin(list(unknown)),
-        "unknown_province",
-        raw["province"].map(hints).astype("string"),
+    origin = {
+        "file": pa_schema.Column("string", coerce=True, nullable=False),
+        "line": pa_schema.Column("int64", pa_schema.Check.ge(1), nullable=False),
+    }
+    return pa_schema.DataFrameSchema(
+        text | origin, index=pa_schema.Index("int64"), name="rows of photo tables"
     )
 
-    check, open_rows = _PathCheck(root), raw.index[reason.isna()]
-    resolved = pd.DataFrame(
-        [check(path) for path in raw.loc[open_rows, "path"]],
-        index=open_rows,
-        columns=["path", "reason", "detail"],
-        dtype="string",
+
+@functools.cache
+def photo_schema() -> Any:
+    """The pandera schema of photos that passed validation."""
+    import pandera.pandas as pa_schema
+
+    column, check = pa_schema.Column, pa_schema.Check
+    text = {
+        name: column("string", nullable=True)
+        for name in ("label_province", *OPTIONAL_COLUMNS)
+        if name not in (*_PIXELS, "province")
+    }
+    pixels = {
+        name: column("Int64", check.in_range(1, _MOST_PIXELS), nullable=True) for name in _PIXELS
+    }
+    return pa_schema.DataFrameSchema(
+        {
+            "id": column("string", unique=True),
+            "path": column("string"),
+            **_degrees_columns(),
+            **text,
+            **pixels,
+            "coordinate_decimals": column("Int8", check.in_range(0, 99)),
+        },
+        index=pa_schema.Index("int64", unique=True),
+        strict=True,
+        name="photos",
     )
-    unusable = resolved[resolved["reason"].notna()]
-    reason[unusable.index], detail[unusable.index] = (unusable["reason"], unusable["detail"])
-
-    kept = reason.isna()
-    again = kept & raw["id"].where(kept).duplicated() & raw["id"].notna()
-    first_of = raw[kept].drop_duplicates("id").set_index("id")
-    where = first_of["file"].astype(str) + " line " + first_of["line"].astype(str)
-    reject(again, "duplicate_id", "the id is also that of " + raw["id"].map(where).astype("string"))
-
-    photos = raw.loc[reason.isna(), ["id"]].copy()
-    photos["path"] = resolved["path"].reindex(photos.index)
-    photos["latitude"], photos["longitude"] = lat[photos.index], lon[photos.index]
-    names = {name: None if i is None else region.names[i] for name, i in labels.items()}
-    photos["label_province"] = raw.loc[photos.index, "province"].map(names).astype("string")
-    for column in OPTIONAL_COLUMNS:
-        if column in ("width", "height"):
-            pixels = pd.to_numeric(raw.loc[photos.index, column], errors="coerce")
-            photos[column] = pixels.round().astype("Int64")
-        elif column != "province":
-            photos[column] = raw.loc[photos.index, column]
-    bad = reason.notna()
-    return photos, rejections(raw.index[bad], reason[bad], detail[bad])
 
 
-class _PathCheck:
-    """Resolves relative paths under the data root; a folder's links are followed once."""
+@functools.cache
+def split_table_schema() -> Any:
+    """The pandera schema of photos with a split, made here or elsewhere."""
+    import pandera.pandas as pa_schema
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = os.path.realpath(root)
-        self._inside: dict[str, bool] = {}
+    column, check = pa_schema.Column, pa_schema.Check
+    text = {
+        name: column("string", nullable=True, required=False, coerce=True)
+        for name in ("author", "captured_at", "album")
+    }
+    return pa_schema.DataFrameSchema(
+        {
+            "id": column("string", unique=True, coerce=True),
+            **_degrees_columns(coerce=True),
+            "split": column("string", check.isin(SPLIT_NAMES), coerce=True),
+            **text,
+        },
+        name="photos with a split",
+    )
 
-    def __call__(self, path: str) -> tuple[str, str | None, str | None]:
-        """(normalised path, reason, detail); reason and detail are ``None`` for a usable path."""
-        if os.path.isabs(path) or path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", path):
-            return (path, "path_outside_root", f"{path!r} is absolute; make it relative to root")
-        normal = os.path.normpath(path)
-        if normal == ".." or normal.startswith(".." + os.sep):
-            return path, "path_outside_root", f"{path!r} leaves the data root"
-        full = os.path.join(self.root, normal)
-        try:
-            is_file = os.path.isfile(full)
-            target = os.path.realpath(full) if os.path.islink(full) else full
-        except ValueError:
-            return path, "file_missing", f"{path!r} is not a file name"
-        folder = os.path.dirname(target)
-        if folder not in self._inside:
-            real = os.path.realpath(folder)
-            self._inside[folder] = real == self.root or real.startswith(
-                self.root.rstrip(os.sep) + os.sep
+
+def _degrees_columns(coerce: bool = False) -> dict[str, Any]:
+    import pandera.pandas as pa_schema
+
+    return {
+        axis: pa_schema.Column("float64", pa_schema.Check.in_range(-most, most), coerce=coerce)
+        for axis, most in (("latitude", 90), ("longitude", 180))
+    }
+
+
+_REMEDIES = {
+    "id": "Give every photo an id of its own",
+    "latitude": "It must be decimal degrees, -90 to 90",
+    "longitude": "It must be decimal degrees, -180 to 180",
+    "split": f"Known: {', '.join(SPLIT_NAMES)}; rename the values",
+}
+
+
+def check_split_table(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
+    """Checks a table of photos that were split elsewhere, or read from a prepared set.
+
+    Args:
+        frame: with at least ``id, latitude, longitude, split``; other columns stay as they are.
+        where: the file, for messages.
+
+    Returns:
+        The table with ``id, split`` and, where present, ``author, captured_at, album`` as text,
+        and ``latitude, longitude`` as float64 degrees.
+
+    Raises:
+        PreparedSetError: a column is missing, or a value cannot be used; names the column, how
+            many rows it concerns, one of them, and the remedy.
+    """
+    import pandera.errors
+
+    for column in SPLIT_TABLE_COLUMNS:
+        given = [str(c) for c in frame.columns].count(column)
+        if given != 1:
+            others = [c for c in frame.columns if c not in SPLIT_TABLE_COLUMNS]
+            fault = "has the column {!r} twice." if given else "has no column {!r}."
+            raise PreparedSetError(
+                f"{where} {fault.format(column)}{nearest_name(column, others) if not given else ''}"
+                f" A table of photos with a split needs {', '.join(SPLIT_TABLE_COLUMNS)}."
             )
-        if not self._inside[folder]:
-            return (path, "path_outside_root", f"{path!r} is a link that leaves the data root")
-        if not is_file:
-            return (path, "file_missing", f"there is no file {path!r} under the data root")
-        return normal.replace(os.sep, "/"), None, None
+    if frame.empty:
+        raise PreparedSetError(f"{where} has no rows.")
+    frame = frame.reset_index(drop=True)
+    for axis in ("latitude", "longitude"):
+        if not pd.api.types.is_numeric_dtype(frame[axis].dtype):
+            frame[axis] = coordinates.degrees(frame[axis].astype("string").str.strip())
+    try:
+        checked: pd.DataFrame = split_table_schema().validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as errors:
+        raise PreparedSetError(_first_failure(frame, where, errors.failure_cases)) from None
+    return checked
+
+
+def _first_failure(frame: pd.DataFrame, where: str | Path, failures: pd.DataFrame) -> str:
+    column = str(failures["column"].iloc[0])
+    same = failures[(failures["column"] == column) & failures["index"].notna()]
+    remedy = _REMEDIES.get(column, f"It must be {split_table_schema().columns[column].dtype}")
+    if same.empty:
+        return (
+            f"{where}: the column {column!r} cannot be used: {failures['check'].iloc[0]}. {remedy}."
+        )
+    row = int(same["index"].iloc[0])
+    kind = str(same["check"].iloc[0])
+    value = "empty" if pd.isna(frame[column].iloc[row]) else repr(frame[column].iloc[row])
+    fault = "is there twice" if "unique" in kind else "cannot be used"
+    if value == "empty":
+        fault = "has no value"
+    name = "" if column == "id" else f" (id {frame['id'].iloc[row]!r})"
+    count = same["index"].nunique()
+    return (
+        f"{where} row {row + 1}{name}: {column} {'' if value == 'empty' else value + ' '}{fault}; "
+        f"{count:,} of {len(frame):,} rows have such. {remedy}."
+    )
