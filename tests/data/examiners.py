@@ -37,8 +37,15 @@ def measure_or_die(items: list[str], culprits: tuple[str, ...] = ()) -> pd.DataF
     return measure(items)
 
 
-def measure_and_die_once(items: list[str], marker: str = "", at: str = "") -> pd.DataFrame:
-    """As :func:`measure`, but the first process that comes to the item ``at`` is gone there."""
+def measure_and_die_once(
+    items: list[str], marker: str = "", at: str = "", seen: str = ""
+) -> pd.DataFrame:
+    """As :func:`measure`, but the first process that comes to the item ``at`` is gone there.
+
+    A file per process in the folder ``seen`` holds the number of threads that it was told to use.
+    """
+    if items:
+        (Path(seen) / str(os.getpid())).write_text(os.environ.get("OMP_NUM_THREADS", ""))
     if any(os.path.basename(item) == at for item in items):
         try:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
@@ -51,8 +58,9 @@ def measure_and_die_once(items: list[str], marker: str = "", at: str = "") -> pd
 
 def measure_with_pid(items: list[str], folder: str = "") -> pd.DataFrame:
     """As :func:`measure`, slowly; the process makes itself known by a file of its number."""
-    (Path(folder) / str(os.getpid())).touch()
-    return measure(items, pause_s=0.004)
+    if items:
+        (Path(folder) / str(os.getpid())).touch()
+    return measure(items, pause_s=0.01)
 
 
 def dead(items: list[str], reason: str) -> pd.DataFrame:
@@ -67,8 +75,3 @@ def dead(items: list[str], reason: str) -> pd.DataFrame:
 def short(items: list[str]) -> pd.DataFrame:
     """One row too few."""
     return measure(items[:-1])
-
-
-def threads(items: list[str]) -> pd.DataFrame:
-    """What a process says about its threads."""
-    return pd.DataFrame({"threads": [os.environ.get("OMP_NUM_THREADS", "") for _ in items]})

@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,6 @@ from tests.data.examiners import (
     measure_or_die,
     measure_with_pid,
     short,
-    threads,
 )
 
 HERE = ExecutorSettings(workers=1, partition_size=7)
@@ -313,19 +313,21 @@ def test_the_key_of_a_file_changes_with_it(tmp_path: Path) -> None:
 # --- worker processes -----------------------------------------------------------------------------
 
 
-def test_processes_give_what_one_gives(files: list[str], tmp_path: Path) -> None:
-    here = map_partitions(measure, files, executor=HERE)
-    there = map_partitions(measure, files, tmp_path / "store", TWO)
-    pd.testing.assert_frame_equal(there, here, check_exact=True)
-    found = map_partitions(threads, files[:40], executor=TWO, key=text_key)
-    assert set(found["threads"]) == {"1"}
-
-
-def test_a_worker_killed_midway_costs_nothing(files: list[str], tmp_path: Path) -> None:
-    examine = partial(measure_and_die_once, marker=str(tmp_path / "marker"), at="40.bin")
-    found = map_partitions(examine, files, tmp_path / "store", TWO)
+def test_processes_give_what_one_gives_though_one_is_killed(
+    files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "seen").mkdir()
+    examine = partial(
+        measure_and_die_once, marker=str(tmp_path / "marker"), at="40.bin",
+        seen=str(tmp_path / "seen"),
+    )  # fmt: skip
+    there = map_partitions(examine, files, tmp_path / "store", TWO)
     assert (tmp_path / "marker").exists()
-    same(found, naive(files))
+    here = map_partitions(measure, files, executor=HERE)
+    pd.testing.assert_frame_equal(there, here, check_exact=True)
+    # Three processes, the one that was killed among them, and none starts threads of its own.
+    assert len(list((tmp_path / "seen").iterdir())) == 3
+    assert {path.read_text() for path in (tmp_path / "seen").iterdir()} == {"1"}
 
 
 def test_the_item_that_kills_every_worker_is_found(files: list[str], tmp_path: Path) -> None:
@@ -341,12 +343,12 @@ def test_the_item_that_kills_every_worker_is_found(files: list[str], tmp_path: P
     # Perhaps it was the machine's fault: the next run tries it again, and nothing else.
     assert set(files) - set(stored(tmp_path / "store")) == {files[17]}
     with pytest.raises(GeopakError, match=r"17\.bin killed the process"):
-        map_partitions(examine, files, tmp_path / "store", settings)
+        map_partitions(examine, files, tmp_path / "store", replace(settings, workers=None))
 
 
-def test_an_error_in_the_function_is_no_crash(files: list[str], tmp_path: Path) -> None:
+def test_an_error_in_the_function_is_no_crash(files: list[str]) -> None:
     with pytest.raises(RuntimeError, match="rows for"):
-        map_partitions(short, files, executor=TWO)
+        map_partitions(short, files, executor=ExecutorSettings())
 
 
 SCRIPT = """
@@ -400,7 +402,9 @@ def quiet_dask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quiet_dask")
-def test_dask_gives_the_same_though_a_worker_is_killed(files: list[str], tmp_path: Path) -> None:
+def test_dask_gives_the_same_though_a_worker_is_killed(
+    files: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pids = tmp_path / "pids"
     pids.mkdir()
     examine = partial(measure_with_pid, folder=str(pids))
@@ -419,6 +423,7 @@ def test_dask_gives_the_same_though_a_worker_is_killed(files: list[str], tmp_pat
     found = map_partitions(examine, files, tmp_path / "store", settings, failed=dead)
     killer.join()
     assert killed[0] != os.getpid()
+    assert "A worker process died at" in caplog.text
     local = map_partitions(partial(examine, folder=str(tmp_path)), files, None, HERE)
     pd.testing.assert_frame_equal(found, local, check_exact=True)
     # Kept as the local processes keep it.

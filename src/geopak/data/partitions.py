@@ -521,7 +521,8 @@ class _DaskPool:
 
     def wait(self) -> list[tuple[_Partition, _Outcome]]:
         try:
-            done = self._dask.wait(list(self._running), return_when="FIRST_COMPLETED").done
+            with self._client.as_current():
+                done = self._dask.wait(list(self._running), return_when="FIRST_COMPLETED").done
             ended = [(self._running.pop(future), self._outcome(future)) for future in done]
             self._count_workers()
         except (self._dask.CancelledError, OSError) as error:
