@@ -6,8 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
+import shapely
 import torch
 
 from geopak.errors import PreparedSetError
@@ -60,22 +62,64 @@ def test_a_table_survives_a_checkpoint_that_unpickles_nothing(
     assert again.fingerprint() == cells.fingerprint()
 
 
-def test_geojson_has_every_cell_longitude_first_with_its_attributes(
+def test_equally_near_cells_give_the_lowest_id(cells: CellTable) -> None:
+    # Cells 2 and 3 mirror each other about the meridian of 70, all others are far.
+    centers = cells.center_latlon_deg.copy()
+    centers[1:4] = [[-40.0, 70.0], [30.0, 71.0], [30.0, 69.0]]
+    mirrored = dataclasses.replace(cells, center_latlon_deg=centers)
+    points = np.stack((np.linspace(25, 35, 50), np.full(50, 70.0)), 1)
+    away = haversine_km_array(points[:, None], centers[None, 1:4])
+    expected = 1 + away.argmin(1)
+    assert mirrored.nearest(points, np.ones(50, int)).tolist() == expected.tolist()
+    assert mirrored.nearest([[30.0, 70.0]], [1]).tolist() == [2]
+
+
+def test_nearest_cell_across_the_antimeridian_and_at_the_pole(cells: CellTable) -> None:
+    centers = cells.center_latlon_deg.copy()
+    centers[1:4] = [[10.0, 179.9], [10.0, -178.0], [89.9, 0.0]]
+    table = dataclasses.replace(cells, center_latlon_deg=centers)
+    points = [[10.0, -179.8], [10.0, -179.0], [90.0, 123.0], [10.0, 180.0], [10.0, -180.0]]
+    assert table.nearest(points, np.ones(5, int)).tolist() == [1, 2, 3, 1, 1]
+
+
+def test_nearest_cell_of_no_photos_is_empty(cells: CellTable) -> None:
+    assert cells.nearest(np.zeros((0, 2)), np.zeros(0, int)).tolist() == []
+
+
+def test_geojson_has_the_area_of_every_cell_with_its_attributes(
     cells: CellTable, region: Region, tmp_path: Path
 ) -> None:
     cells.write(tmp_path, region)
     features = json.loads((tmp_path / "cells.geojson").read_text())["features"]
     assert len(features) == cells.num_cells
     for k, feature in enumerate(features):
-        assert feature["geometry"]["coordinates"] == cells.center_latlon_deg[k][::-1].tolist()
+        area = shapely.geometry.shape(feature["geometry"])
+        assert area.contains(shapely.Point(cells.center_latlon_deg[k][::-1]))
         properties = feature["properties"]
-        assert properties["cell_id"] == k
+        assert properties["cell_id"] == feature["id"] == k
         assert properties["province"] == region.names[cells.province_id[k]]
+        assert [properties["latitude"], properties["longitude"]] == cells.center_latlon_deg[
+            k
+        ].tolist()
         assert properties["radius_km"] == cells.radius_km[k]
         assert properties["count"] == cells.count[k]
         assert properties["urban"] is bool(cells.urban[k])
         assert properties["sparse"] is bool(cells.sparse[k])
         assert properties["neighbours"] == [n for n in cells.neighbours[k].tolist() if n >= 0]
+
+
+def test_gdal_reads_the_areas_as_qgis_does(
+    cells: CellTable, region: Region, tmp_path: Path
+) -> None:
+    cells.write(tmp_path, region)
+    frame = geopandas.read_file(tmp_path / "cells.geojson", engine="pyogrio")
+    assert frame.crs.to_epsg() == 4326
+    assert set(frame.geom_type) <= {"Polygon", "MultiPolygon"}
+    assert frame.is_valid.all()
+    assert frame["radius_km"].tolist() == cells.radius_km.tolist()
+    assert frame["count"].tolist() == cells.count.tolist()
+    assert frame["urban"].tolist() == cells.urban.tolist()
+    assert frame["latitude"].tolist() == cells.center_latlon_deg[:, 0].tolist()
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(CellTable)])

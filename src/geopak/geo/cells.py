@@ -13,12 +13,20 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from geopak.errors import PreparedSetError
-from geopak.geo.distance import haversine_km_array
+from geopak.geo.circles import circle_geojson
+from geopak.geo.distance import haversine_km_array, unit_vectors_array
 from geopak.geo.region import Region
 
 NUM_NEIGHBOURS = 8
+
+# Photos, or pairs of a photo and a cell, that are worked on at once.
+_CHUNK = 1_000_000
+# Chords closer than this (some micrometres on the ground) are told apart by exact distance.
+_CHORD_TIE = 1e-12
+_LEAST_DRAWN_KM = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +74,12 @@ class CellTable:
     def nearest(self, latlon_deg: ArrayLike, province_id: ArrayLike) -> NDArray[np.int64]:
         """(B,) global id of the cell of the given province whose center is nearest.
 
+        Of equally near cells the one with the lowest id.
+
         Raises:
             PreparedSetError: a province without cells.
         """
-        points = np.atleast_2d(np.asarray(latlon_deg, float))
+        points = np.asarray(latlon_deg, float).reshape(-1, 2)
         wanted = np.asarray(province_id, np.int64)
         out = np.full(len(points), -1, np.int64)
         for province in np.unique(wanted):
@@ -77,9 +87,10 @@ class CellTable:
             if not len(cells):
                 raise PreparedSetError(f"Province index {province} has no geocell.")
             rows = np.flatnonzero(wanted == province)
-            for chunk in np.array_split(rows, max(1, len(rows) * len(cells) // 4_000_000)):
-                d = haversine_km_array(points[chunk, None], self.center_latlon_deg[cells][None])
-                out[chunk] = cells[d.argmin(1)]
+            centers_deg = self.center_latlon_deg[cells]
+            tree = cKDTree(unit_vectors_array(centers_deg))
+            for chunk in np.array_split(rows, len(rows) // _CHUNK + 1):
+                out[chunk] = cells[_nearest_center(points[chunk], centers_deg, tree)]
         return out
 
     def fingerprint(self) -> str:
@@ -143,18 +154,25 @@ class CellTable:
         return cls(**{f.name: data[f.name].cpu().numpy() for f in fields(cls)})
 
     def to_geojson(self, region: Region) -> dict[str, Any]:
-        """A GeoJSON FeatureCollection of the cell centers with all their attributes."""
+        """A GeoJSON FeatureCollection (RFC 7946) of the cells' areas with all their attributes.
+
+        An area is a circle around the center that holds every train photo of the cell, of at
+        least 50 m so that cells of one spot can be seen. The center is in the attributes
+        ``latitude`` and ``longitude``.
+        """
         features = [
             {
                 "type": "Feature",
-                "geometry": {
-                    "type": "Point",
-                    "coordinates": self.center_latlon_deg[k, ::-1].tolist(),
-                },
+                "id": k,
+                "geometry": circle_geojson(
+                    self.center_latlon_deg[k], max(float(self.radius_km[k]), _LEAST_DRAWN_KM)
+                ),
                 "properties": {
                     "cell_id": k,
                     "province_id": int(self.province_id[k]),
                     "province": region.names[self.province_id[k]],
+                    "latitude": float(self.center_latlon_deg[k, 0]),
+                    "longitude": float(self.center_latlon_deg[k, 1]),
                     "radius_km": float(self.radius_km[k]),
                     "count": int(self.count[k]),
                     "urban": bool(self.urban[k]),
@@ -171,3 +189,43 @@ class CellTable:
         self.to_frame(region).to_parquet(Path(folder) / "cells.parquet", index=False)
         text = json.dumps(self.to_geojson(region))
         (Path(folder) / "cells.geojson").write_text(text, encoding="utf-8")
+
+
+def nearest_neighbours(
+    center_latlon_deg: NDArray[np.float64], province_id: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The nearest cells of the same province, by great-circle distance between centers.
+
+    Args:
+        center_latlon_deg: (N, 2) degrees, latitude first.
+        province_id: (N,) province of each cell.
+
+    Returns:
+        (N, 8) cell ids, nearest first and, equally near, lowest id first; -1 pads.
+    """
+    out = np.full((len(province_id), NUM_NEIGHBOURS), -1, np.int64)
+    for province in np.unique(province_id):
+        own = np.flatnonzero(province_id == province)
+        num = min(NUM_NEIGHBOURS, len(own) - 1)
+        centers = center_latlon_deg[own]
+        for chunk in np.array_split(np.arange(len(own)), len(own) ** 2 // _CHUNK + 1):
+            away = haversine_km_array(centers[chunk, None], centers[None])
+            away[np.arange(len(chunk)), chunk] = np.inf
+            out[own[chunk], :num] = own[np.argsort(away, axis=1, kind="stable")[:, :num]]
+    return out
+
+
+def _nearest_center(
+    points: NDArray[np.float64], centers_deg: NDArray[np.float64], tree: cKDTree
+) -> NDArray[np.int64]:
+    """(B,) row of the nearest center, the lowest of equally near ones."""
+    if len(centers_deg) == 1 or not len(points):
+        return np.zeros(len(points), np.int64)
+    chord, found = tree.query(unit_vectors_array(points), k=2, workers=-1)
+    nearest = found[:, 0].astype(np.int64)
+    # Nearly equal chords say nothing about which center is nearer: ask all centers.
+    close = np.flatnonzero(chord[:, 1] - chord[:, 0] <= _CHORD_TIE)
+    for chunk in np.array_split(close, len(close) * len(centers_deg) // _CHUNK + 1):
+        away = haversine_km_array(points[chunk, None], centers_deg[None])
+        nearest[chunk] = away.argmin(1)
+    return nearest

@@ -48,6 +48,24 @@ def haversine_km_array(a_deg: ArrayLike, b_deg: ArrayLike) -> NDArray[np.float64
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))
 
 
+def unit_vectors_array(latlon_deg: ArrayLike) -> NDArray[np.float64]:
+    """(..., 2) degrees -> (..., 3) unit vectors."""
+    lat, lon = np.moveaxis(np.radians(np.asarray(latlon_deg, float)), -1, 0)
+    return np.stack((np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)), axis=-1)
+
+
+def latlon_of_vectors_array(vectors: ArrayLike) -> NDArray[np.float64]:
+    """(..., 3) vectors of any length -> (..., 2) degrees; 0, 0 for the zero vector."""
+    x, y, z = np.moveaxis(np.asarray(vectors, float), -1, 0)
+    return np.degrees(np.stack((np.arctan2(z, np.hypot(x, y)), np.arctan2(y, x)), axis=-1))
+
+
+def arc_km(chord: ArrayLike) -> NDArray[np.float64]:
+    """Great-circle kilometres between unit vectors that lie ``chord`` apart in a straight line."""
+    half = np.minimum(np.asarray(chord, float) / 2, 1.0)
+    return 2 * EARTH_RADIUS_KM * np.arcsin(half)
+
+
 def unit_vectors(latlon_deg: Tensor) -> Tensor:
     """(..., 2) degrees -> (..., 3) unit vectors."""
     lat, lon = torch.deg2rad(latlon_deg).unbind(-1)
