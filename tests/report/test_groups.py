@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from geopak.report.groups import group_photos
 LATLON_DEG = np.array([[30.005, 70.005], [30.006, 70.006], [31.0, 71.0], [32.0, 72.0]])
 
 
-def make_photos(**columns: list[str | None]) -> pd.DataFrame:
+def make_photos(**columns: Sequence[str | int | None]) -> pd.DataFrame:
     photos = pd.DataFrame(LATLON_DEG, columns=["latitude", "longitude"])
     return photos.assign(province_id=0, **columns)
 
@@ -64,3 +65,9 @@ def test_tables_read_back_from_a_file(tmp_path: Path, known: int) -> None:
         groups = group_photos(pd.read_parquet(tmp_path / "photos.parquet"))
         assert len(np.unique(groups.label)) == (1 if known == 4 else 3)
         assert groups.ties["author and day"] == known / 4
+
+
+def test_photos_that_look_alike_are_tied() -> None:
+    groups = group_photos(make_photos(look=[7, 1, 2, 7]))
+    assert groups.label.tolist() == [0, 0, 1, 0]
+    assert groups.ties["look"] == 1

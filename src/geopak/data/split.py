@@ -1,28 +1,50 @@
 """Train, val and test by place and author, with the photos in between set aside.
 
 Linking photos by distance and cutting between the groups does not work: in a city the links
-percolate into one group. Here places (small blocks of ground) are drawn for test and val first;
-whatever is left but still too close to them, or of the same author and day, becomes the split
+percolate into one group. Here every photo belongs to one unit of ground that is drawn as a whole:
+where photos tied to each other are few, they all belong to the unit of one of them, so that nothing
+is lost between them; where the ties percolate, the unit is the photo's own block. What is left but
+still too close to a held-out photo, or of its author and day, album or look, becomes the split
 ``buffer``, which nothing is trained or measured on.
+
+Every unit has a fixed place on a line, its salted hash. Test takes a province's units from one end
+of the line until its share is reached, val from the other: photos that are added later move the two
+ends a little, and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from geopak.errors import ConfigError
+from geopak.data.ties import Ties, block_codes, components, hashed, tie_gaps
+from geopak.errors import ConfigError, PreparedSetError
 from geopak.geo.distance import EARTH_RADIUS_KM
 
 SPLITS = ("train", "val", "test", "buffer")
-METHODS = ("places", "random")
-_KM_PER_DEGREE = math.radians(EARTH_RADIUS_KM)
+METHODS = ("places", "spatial_blocks", "random")
+_TRAIN, _VAL, _TEST, _BUFFER = range(4)
+# How close to the asked share a draw must come, or else units are passed over for it.
+_TOLERANCE = 0.008
+# From here on a size is said to be off.
+_OFF = 0.01
+# Groups of so few photos are held out whole in any province.
+_SMALL_GROUP = 10
+# A group for each of train, val and test.
+_FEWEST_GROUPS = 3
+# Side of the squares that stand for the photos in them, as a share of the distance that is near.
+_SPOT_SIDE = 0.5
+# Two squares' photos are compared one by one up to so many pairs, for so many squares at a time.
+_MOST_COMPARED = 64
+_PAIRS_AT_A_TIME = 250_000
 
 
 @dataclass(frozen=True)
@@ -30,12 +52,18 @@ class SplitSettings:
     """How photos are split.
 
     Attributes:
-        method: ``places``, or ``random`` to show by comparison how much a random split flatters.
+        method: ``places``; ``spatial_blocks`` to hold whole blocks out, for which ``block_km`` and
+            ``min_distance_km`` are to be large; or ``random`` to show by comparison how much a
+            random split flatters.
         val_fraction: share of each province's photos wished for in val.
         test_fraction: share of each province's photos wished for in test.
         block_km: side of the blocks of ground that are drawn whole.
         min_distance_km: no train photo is this close to a val or test photo, no val photo this
             close to a test photo.
+        max_group_share: photos tied to each other are held out, or trained on, as a whole up to
+            this share of their province; larger groups are cut and the cut lined with ``buffer``.
+        previous: an earlier prepared set, or a table with ``id`` and ``split``, whose val and test
+            photos stay what they are; ``None``: nothing is kept but by the hash.
     """
 
     method: str = "places"
@@ -43,147 +71,588 @@ class SplitSettings:
     test_fraction: float = 0.12
     block_km: float = 2.0
     min_distance_km: float = 0.25
+    max_group_share: float = 0.005
+    previous: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(
                 f"split.method is {self.method!r}; it must be one of {', '.join(METHODS)}."
             )
-        if min(self.val_fraction, self.test_fraction) < 0 or (
-            self.val_fraction + self.test_fraction > 0.8
+        if not (
+            min(self.val_fraction, self.test_fraction) >= 0
+            and self.val_fraction + self.test_fraction <= 0.8
         ):
             raise ConfigError(
                 "split.val_fraction and split.test_fraction must not be negative and together at "
                 f"most 0.8; they are {self.val_fraction} and {self.test_fraction}."
             )
-        if self.block_km <= 0 or self.min_distance_km < 0:
+        if not (0.001 <= self.block_km <= 5000 and 0 <= self.min_distance_km <= 5000):
             raise ConfigError(
-                "split.block_km must be positive and split.min_distance_km not negative."
+                "split.block_km must be between 0.001 and 5000 and split.min_distance_km between 0 "
+                f"and 5000; they are {self.block_km} and {self.min_distance_km}."
+            )
+        if not 0 <= self.max_group_share <= 0.5:
+            raise ConfigError(
+                f"split.max_group_share must be between 0 and 0.5; it is {self.max_group_share}."
             )
 
 
-def split_photos(photos: pd.DataFrame, settings: SplitSettings, seed: int) -> pd.Series:
+@dataclass(frozen=True)
+class ProvinceSplit:
+    """What became of one province.
+
+    Attributes:
+        province_id: which.
+        counts: photos of every one of ``SPLITS``.
+        num_groups: units that could be drawn, before anything was.
+        largest_group: photos of the largest of them.
+        notes: what differs from the asked and why, in words; empty when all is well.
+    """
+
+    province_id: int
+    counts: dict[str, int]
+    num_groups: int
+    largest_group: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the province's photos of every one of ``SPLITS``."""
+        total = max(1, sum(self.counts.values()))
+        return {name: count / total for name, count in self.counts.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class SplitResult:
+    """A split and what is to be said about it.
+
+    Attributes:
+        split: of every photo, on the index of the photos.
+        provinces: per province with photos, by ``province_id``.
+        notes: about the whole.
+    """
+
+    split: pd.Series
+    provinces: tuple[ProvinceSplit, ...]
+    notes: tuple[str, ...] = ()
+
+
+def split_photos(
+    photos: pd.DataFrame,
+    settings: SplitSettings,
+    seed: int,
+    previous: pd.Series | None = None,
+) -> pd.Series:
     """Assigns every photo to ``train``, ``val``, ``test`` or ``buffer``.
+
+    As :func:`split_with_report`, without the report.
+    """
+    return split_with_report(photos, settings, seed, previous).split
+
+
+def split_with_report(
+    photos: pd.DataFrame,
+    settings: SplitSettings,
+    seed: int,
+    previous: pd.Series | None = None,
+) -> SplitResult:
+    """Assigns every photo to ``train``, ``val``, ``test`` or ``buffer`` and says what it cost.
 
     Depends on the photos' content and the seed only, not on their order.
 
     Args:
         photos: with ``id, latitude, longitude, province_id``; ``author`` with ``captured_at``,
-            ``album`` and ``alike`` (equal numbers look alike) tie photos together where present.
-        settings: method and sizes.
+            ``album`` and ``look`` (equal numbers look alike) tie photos together where present.
+        settings: method and sizes. ``settings.previous`` is not read here.
         seed: another seed draws other places.
+        previous: split of earlier photos by ``id``, as :func:`read_previous` gives it. Their test
+            photos stay test and their val photos stay val, unless a val photo turns out to be tied
+            to a test photo and becomes ``buffer``; their train photos stay train or become
+            ``buffer``. New photos join the unit they lie in; units without earlier photos are drawn
+            as far as the asked share is not yet reached.
 
     Returns:
-        The split of every photo, on the index of ``photos``. With ``places``: no two photos of
-        different splits other than ``buffer`` lie within the distance, share author and day,
-        share an album or look alike.
+        The split of every photo. But with ``random``: no two photos of different splits other than
+        ``buffer`` lie within the distance, share author and day, share an album or look alike.
+
+    Raises:
+        PreparedSetError: ``previous`` names a photo twice or a split there is not.
     """
+    province = photos["province_id"].to_numpy(np.int64)
     latlon_deg = photos[["latitude", "longitude"]].to_numpy(float)
-    province_id = photos["province_id"].to_numpy(np.int64)
-    split = np.full(len(photos), "train", dtype=object)
+    before = _codes_before(photos, previous)
+    ties = None
     if settings.method == "random":
-        places = province_id.astype(str).astype(object) + ":" + photos["id"].astype(str).to_numpy()
+        ids = photos["id"].astype(str).to_numpy(object)
+        units = _Units.of(pd.util.hash_array(ids, categorize=False), province, seed)
     else:
-        places = place_names(latlon_deg, province_id, settings.block_km)
-    # Test first: val may only use what test leaves free, so that both keep the asked size.
-    for name, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
-        free = split == "train"
-        drawn = np.zeros(len(photos), bool)
-        for province in np.unique(province_id):
-            here = province_id == province
-            quota = fraction * here.sum()
-            drawn |= free & here & _draw(places, free & here, quota, f"{seed}:{name}")
-        split[drawn] = name
-        if settings.method == "places" and drawn.any():
-            split[(split == "train") & linked(photos, drawn, settings.min_distance_km)] = "buffer"
-    return pd.Series(split, index=photos.index, name="split").astype("string")
+        ties = Ties.of(photos)
+        block = block_codes(latlon_deg, settings.block_km)
+        if settings.method == "places":
+            block = _homes(latlon_deg, block, province, ties, settings)
+        units = _Units.of(block, province, seed, whole=settings.method == "spatial_blocks")
+    linked = _linker(ties, settings)
 
-
-def place_names(
-    latlon_deg: ArrayLike, province_id: ArrayLike, block_km: float
-) -> NDArray[np.object_]:
-    """(N,) names of the blocks, about ``block_km`` wide and high, that coordinates lie in.
-
-    A block's name depends on nothing but the coordinate and the province, so blocks stay what
-    they are when photos are added.
-    """
-    points = np.asarray(latlon_deg, float).reshape(-1, 2)
-    height_deg = block_km / _KM_PER_DEGREE
-    band = np.floor(points[:, 0] / height_deg).astype(np.int64)
-    middle = np.radians(np.clip((band + 0.5) * height_deg, -89.9, 89.9))
-    column = np.floor(points[:, 1] * np.cos(middle) / height_deg).astype(np.int64)
-    keys = np.stack((np.asarray(province_id, np.int64), band, column), axis=1)
-    unique, inverse = np.unique(keys, axis=0, return_inverse=True)
-    names = np.array([":".join(map(str, key)) for key in unique.tolist()], dtype=object)
-    return names[inverse.reshape(-1)]
-
-
-def _draw(
-    places: NDArray[np.object_], rows: NDArray[np.bool_], quota: float, salt: str
-) -> NDArray[np.bool_]:
-    """Photos of the places drawn to fill a quota, in the order of the places' salted hashes."""
-    names, counts = np.unique(places[rows], return_counts=True)
-    drawn: list[str] = []
-    left, total = quota, int(counts.sum())
-    order = sorted(range(len(names)), key=lambda k: _hash(salt, str(names[k])))
-    for k in order:
-        # A place larger than what is missing may overshoot by less than leaving it out falls short.
-        if counts[k] <= 2 * left and counts[k] <= total / 2:
-            drawn.append(names[k])
-            left -= counts[k]
-    if not drawn and quota > 0 and len(names) > 2:
-        # A small province still gets a place, its smallest one.
-        smallest = min(order, key=lambda k: counts[k])
-        if counts[smallest] <= total / 3:
-            drawn.append(names[smallest])
-    return np.isin(places, np.array(drawn, dtype=object)) & rows
-
-
-def _hash(salt: str, name: str) -> bytes:
-    return hashlib.sha256(f"{salt}:{name}".encode()).digest()
-
-
-def linked(
-    photos: pd.DataFrame, chosen: NDArray[np.bool_], min_distance_km: float
-) -> NDArray[np.bool_]:
-    """(N,) which photos are tied to a chosen one: near it, or of its author and day, album, look.
-
-    Args:
-        photos: as for :func:`split_photos`.
-        chosen: (N,) bool.
-        min_distance_km: nearer than or at this distance is near.
-    """
-    vectors = _unit_vectors(photos[["latitude", "longitude"]].to_numpy(float))
-    tied = chosen.copy()
-    if chosen.any() and min_distance_km > 0:
-        chord = 2 * math.sin(min_distance_km / EARTH_RADIUS_KM / 2)
-        # A hair wider than asked: rounding must not let a photo at exactly the distance pass.
-        reach = chord * (1 + 1e-6)
-        away, _ = cKDTree(vectors[chosen]).query(vectors, k=1, distance_upper_bound=reach)
-        tied |= np.isfinite(away)
-    for key in tie_keys(photos).values():
-        tied |= key.notna().to_numpy() & key.isin(key[chosen].dropna().unique()).to_numpy()
-    return tied
-
-
-def tie_keys(photos: pd.DataFrame) -> dict[str, pd.Series]:
-    """What ties photos together -> its value per photo; missing values tie nothing."""
-    keys = {}
-    if {"author", "captured_at"} <= set(photos.columns):
-        day = capture_day(photos["captured_at"])
-        keys["author and day"] = photos["author"].astype("string") + "\0" + day
-    keys |= {name: photos[name] for name in ("album", "alike") if name in photos.columns}
-    return keys
-
-
-def capture_day(captured_at: pd.Series) -> pd.Series:
-    """``YYYY-MM-DD`` of a capture time as its camera wrote it; missing where there is none."""
-    text = captured_at.astype("string").str.strip()
-    return text.str.extract(r"^(\d{4}[-:/]\d{1,2}[-:/]\d{1,2})", expand=False).str.replace(
-        r"[:/]", "-", regex=True
+    split = np.where(before == _BUFFER, _TRAIN, before)
+    split[before < 0] = _TRAIN
+    num_groups, largest_group = units.sizes(np.ones(len(photos), bool))
+    free = before < 0
+    kept = (before == _TRAIN) & ~linked((before == _VAL) | (before == _TEST))
+    free &= ~linked(kept)
+    if ties is not None:
+        free &= ~_unmovable(ties, units, settings)
+    settled = units.any_of(before >= 0)[units.of_photo]
+    for name, fraction in ((_TEST, settings.test_fraction), (_VAL, settings.val_fraction)):
+        other = before == (_VAL if name == _TEST else _TEST)
+        free &= split == _TRAIN
+        mine = units.any_of(before == name) & ~units.any_of(other | (before == _TRAIN))
+        open_to = free & ~linked(other & (split != _BUFFER))
+        joins = mine[units.of_photo]
+        if settings.method == "places":
+            joins = joins | linked(before == name)
+        split[open_to & joins] = name
+        spare = int(name == _TEST and settings.val_fraction > 0) + 1
+        drawable = open_to & ~settled & (split == _TRAIN)
+        drawn = units.draw(drawable, split == name, fraction, num_groups, spare, name == _VAL)
+        split[drawable & drawn[units.of_photo]] = name
+        near = linked(split == name)
+        if settings.method == "spatial_blocks":
+            near |= units.any_of(split == name)[units.of_photo]
+        split[near & (split < name)] = _BUFFER
+    names = pd.Series(np.array(SPLITS, object)[split], index=photos.index, name="split")
+    provinces = _describe(split, province, num_groups, largest_group, settings)
+    return SplitResult(
+        names.astype("string"), provinces, _notes(photos, settings, previous, before, split)
     )
 
 
-def _unit_vectors(latlon_deg: NDArray[np.float64]) -> NDArray[np.float64]:
-    lat, lon = np.radians(latlon_deg).T
-    return np.stack((np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)), axis=1)
+def read_previous(path: str | Path) -> pd.Series:
+    """Reads which split the photos of an earlier set were in.
+
+    Args:
+        path: folder of a prepared set, or a Parquet or CSV table with ``id`` and ``split``.
+
+    Returns:
+        Split by ``id``.
+
+    Raises:
+        PreparedSetError: there is no such table, or it lacks a column.
+    """
+    file = Path(path) / "photos.parquet" if Path(path).is_dir() else Path(path)
+    remedy = "split.previous takes the folder of a prepared set or a table with id and split."
+    if not file.is_file():
+        raise PreparedSetError(f"{file} is not there. {remedy}")
+    try:
+        if file.suffix == ".parquet":
+            table = pd.read_parquet(file, columns=["id", "split"])
+        else:
+            separator = "\t" if file.suffix == ".tsv" else ","
+            table = pd.read_csv(file, sep=separator, usecols=["id", "split"], dtype="string")
+    except (ValueError, KeyError, OSError) as error:
+        raise PreparedSetError(f"{file} cannot be used: {error}. {remedy}") from error
+    return table.set_index(table["id"].astype("string"))["split"].astype("string")
+
+
+def _codes_before(photos: pd.DataFrame, previous: pd.Series | None) -> NDArray[np.int64]:
+    """(N,) number of the split each photo had, -1 for new photos."""
+    if previous is None:
+        return np.full(len(photos), -1, np.int64)
+    previous = previous.set_axis(previous.index.astype("string"))
+    twice = previous.index[previous.index.duplicated()]
+    if len(twice):
+        raise PreparedSetError(
+            f"split.previous: photo {twice[0]!r} is there {len(previous.loc[[twice[0]]])} times. "
+            "Every id must be there once."
+        )
+    unknown = previous[~previous.isin(SPLITS)]
+    if len(unknown):
+        raise PreparedSetError(
+            f"split.previous: photo {unknown.index[0]!r} has split {unknown.iloc[0]!r}; it must be "
+            f"one of {', '.join(SPLITS)}."
+        )
+    row = previous.index.get_indexer(pd.Index(photos["id"].astype("string")))
+    codes = np.append(previous.map(SPLITS.index).to_numpy(np.int64), -1)
+    return codes[row]
+
+
+def _linker(
+    ties: Ties | None, settings: SplitSettings
+) -> Callable[[NDArray[np.bool_]], NDArray[np.bool_]]:
+    def linked(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if ties is None:
+            return np.zeros(len(chosen), bool)
+        return ties.linked(chosen, settings.min_distance_km)
+
+    return linked
+
+
+def _caps(province: NDArray[np.int64], settings: SplitSettings) -> NDArray[np.float64]:
+    """(N,) photos of the largest group that is held out whole, by each photo's province."""
+    _, code = np.unique(province, return_inverse=True)
+    return np.maximum(settings.max_group_share * np.bincount(code), _SMALL_GROUP)[code]
+
+
+def _homes(
+    latlon_deg: NDArray[np.float64],
+    block: NDArray[np.uint64],
+    province: NDArray[np.int64],
+    ties: Ties,
+    settings: SplitSettings,
+) -> NDArray[np.uint64]:
+    """(N,) code of the block that each photo belongs to.
+
+    All photos of a small group belong to one of its blocks. Groups are chains of ties and, where
+    these are too long, chains of short distances; photos of still larger groups keep their blocks.
+    """
+    cap = _caps(province, settings)
+    spot, near = _spots(ties.vectors, latlon_deg, settings.min_distance_km)
+    edges, num_nodes = [near], int(spot.max(initial=-1)) + 1
+    for code in ties.codes.values():
+        shared = (code >= 0) & (np.bincount(code + 1)[code + 1] > 1)
+        edges.append((spot[shared], num_nodes + code[shared]))
+        num_nodes += int(code.max(initial=-1)) + 1
+    num_spots = int(spot.max(initial=-1)) + 1
+    group = components(num_spots, edges, num_nodes)[spot]
+    large = np.bincount(group, minlength=1)[group] > cap
+    by_distance = components(num_spots, [near])[spot]
+    group = np.where(large, group.max(initial=0) + 1 + by_distance, group)
+    group[np.bincount(group, minlength=1)[group] > cap] = -1
+
+    home = block.copy()
+    small = np.flatnonzero(group >= 0)
+    # The block with most of them, so that a few that join move few.
+    part = pd.factorize(group[small] * (province.max(initial=0) + 1) + province[small])[0]
+    block_id, blocks = pd.factorize(block[small])
+    cell, cells = pd.factorize(part * max(1, len(blocks)) + block_id)
+    part_of_cell, block_of_cell = np.divmod(np.asarray(cells), max(1, len(blocks)))
+    name = np.asarray(blocks, np.uint64)[block_of_cell]
+    order = np.lexsort((hashed(name), -np.bincount(cell), part_of_cell))
+    _, first = np.unique(part_of_cell[order], return_index=True)
+    home[small] = name[order][first][part]
+    return home
+
+
+def _spots(
+    vectors: NDArray[np.float64], latlon_deg: NDArray[np.float64], min_distance_km: float
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Small squares of ground that hold the photos, and the pairs of squares that are near.
+
+    The diagonal of a square is shorter than the distance, so that its photos are near each other,
+    and no two near photos lie in squares that are not paired. The pairs of near photos would grow
+    with the square of their density; those of squares are bounded by the ground they cover.
+    """
+    none = np.zeros(0, np.int64)
+    if min_distance_km == 0 or not len(vectors):
+        return np.arange(len(vectors)), (none, none)
+    code = block_codes(latlon_deg, min_distance_km * _SPOT_SIDE)
+    spot = pd.factorize(code)[0].astype(np.int64)
+    size = np.bincount(spot)
+    middle = np.stack([np.bincount(spot, vectors[:, k]) for k in range(3)], 1) / size[:, None]
+    reach = min_distance_km / EARTH_RADIUS_KM
+    # A photo lies at most a diagonal from the middle of those of its square.
+    found = cKDTree(middle).query_pairs(reach * (1 + 3 * _SPOT_SIDE), output_type="ndarray")
+    order = np.argsort(spot, kind="stable")
+    start = np.cumsum(size) - size
+    near = np.ones(len(found), bool)
+    # Where photos are many, some of two squares so close are near each other.
+    few = np.flatnonzero(size[found].prod(1) <= _MOST_COMPARED)
+    for part in np.array_split(few, 1 + len(few) // _PAIRS_AT_A_TIME):
+        a, b = found[part].T
+        of_pair = np.repeat(np.arange(len(part)), size[a] * size[b])
+        within = np.arange(len(of_pair)) - np.repeat(
+            np.cumsum(size[a] * size[b]) - size[a] * size[b], size[a] * size[b]
+        )
+        one = order[start[a][of_pair] + within // size[b][of_pair]]
+        other = order[start[b][of_pair] + within % size[b][of_pair]]
+        close = ((vectors[one] - vectors[other]) ** 2).sum(1) <= (reach * (1 + 1e-6)) ** 2
+        near[part] = np.bincount(of_pair, close, minlength=len(part)) > 0
+    return spot, (found[near, 0], found[near, 1])
+
+
+def _unmovable(ties: Ties, units: _Units, settings: SplitSettings) -> NDArray[np.bool_]:
+    """(N,) photos of a tie too large to be held out, most of which lies outside their unit.
+
+    To hold one out would set aside all others: they are trained on, or set aside themselves.
+    """
+    cap = _caps(units.owner[units.of_photo], settings)
+    out = np.zeros(len(cap), bool)
+    for code in ties.codes.values():
+        size = np.bincount(code + 1)[code + 1]
+        rows = np.flatnonzero((code >= 0) & (size > cap))
+        if len(rows):
+            pair = pd.MultiIndex.from_arrays([units.of_photo[rows], code[rows]]).factorize()[0]
+            out[rows] |= 2 * np.bincount(pair)[pair] < size[rows]
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """What is drawn as a whole.
+
+    Attributes:
+        of_photo: (N,) number of each photo's unit.
+        owner: (U,) the province whose share it counts to.
+        place: (U,) where on the line it lies.
+    """
+
+    of_photo: NDArray[np.int64]
+    owner: NDArray[np.int64]
+    place: NDArray[np.uint64]
+
+    @classmethod
+    def of(
+        cls,
+        code: NDArray[np.uint64],
+        province: NDArray[np.int64],
+        seed: int,
+        whole: bool = False,
+    ) -> _Units:
+        """Units of equal code within a province.
+
+        Args:
+            code: (N,) what photos of one unit share.
+            province: (N,) numbers.
+            seed: of the line.
+            whole: units reach across provinces; the one with most of a unit's photos owns it.
+        """
+        block, values = pd.factorize(code)
+        named, names = pd.factorize(province)
+        cell = block * max(1, len(names)) + named
+        part, parts = pd.factorize(cell)
+        owner = np.asarray(names, np.int64)[parts % max(1, len(names))]
+        # The same in every province, so that both sides of a border tend to fall alike.
+        place = hashed(np.asarray(values, np.uint64), seed)
+        if not whole:
+            return cls(part.astype(np.int64), owner, place[parts // max(1, len(names))])
+        size = np.bincount(part)
+        order = np.lexsort((owner, -size, parts // max(1, len(names))))
+        unit, first = np.unique(parts[order] // max(1, len(names)), return_index=True)
+        owners = np.empty(len(values), np.int64)
+        owners[unit] = owner[order][first]
+        return cls(block.astype(np.int64), owners, place)
+
+    def any_of(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(U,) which units hold any of the photos (N,)."""
+        held = np.zeros(len(self.owner), bool)
+        held[self.of_photo[rows]] = True
+        return held
+
+    def sizes(self, rows: NDArray[np.bool_]) -> tuple[dict[int, int], dict[int, int]]:
+        """Per province: the number of units with any of the photos, and photos of the largest."""
+        counts = np.bincount(self.of_photo[rows], minlength=len(self.owner))
+        table = pd.Series(counts[counts > 0]).groupby(self.owner[counts > 0]).agg(["size", "max"])
+        provinces = table.index.to_list()
+        return (
+            dict(zip(provinces, table["size"].to_list(), strict=True)),
+            dict(zip(provinces, table["max"].to_list(), strict=True)),
+        )
+
+    def draw(
+        self,
+        free: NDArray[np.bool_],
+        held: NDArray[np.bool_],
+        fraction: float,
+        num_groups: Mapping[int, int],
+        spare: int,
+        from_end: bool,
+    ) -> NDArray[np.bool_]:
+        """(U,) which units are drawn so that every province has its share.
+
+        Args:
+            free: (N,) photos that may be drawn.
+            held: (N,) photos that count to the share already.
+            fraction: of a province's photos.
+            num_groups: units per province; with fewer than three nothing is drawn.
+            spare: units that are to be left over, if there are more.
+            from_end: take them from the other end of the line.
+        """
+        counts = np.bincount(self.of_photo[free], minlength=len(self.owner))
+        photo_owner = self.owner[self.of_photo]
+        drawn = np.zeros(len(self.owner), bool)
+        if fraction == 0 or not len(drawn):
+            return drawn
+        first = int(self.owner.min())
+        total = np.bincount(photo_owner - first)
+        has = np.bincount(photo_owner[held] - first, minlength=len(total))
+        key = ~self.place if from_end else self.place
+        order = np.lexsort((key, self.owner))
+        order = order[counts[order] > 0]
+        bounds = np.flatnonzero(np.diff(self.owner[order])) + 1
+        for part in np.split(order, bounds):
+            if not len(part) or num_groups[int(self.owner[part[0]])] < _FEWEST_GROUPS:
+                continue
+            n = int(total[self.owner[part[0]] - first])
+            already = int(has[self.owner[part[0]] - first])
+            pick = _pick(counts[part], fraction * n - already, _TOLERANCE * n)
+            if not pick.any() and not already and len(part) > spare:
+                pick[np.argmin(counts[part])] = True
+            excess = np.flatnonzero(pick)[max(0, len(part) - spare) :]
+            pick[excess] = False
+            drawn[part[pick]] = True
+        return drawn
+
+
+def _pick(counts: NDArray[np.int64], quota: float, tolerance: float) -> NDArray[np.bool_]:
+    """(K,) which units, in the order of the line, come near the quota.
+
+    The first ones, as far as that comes within the tolerance. Else the unit that would overshoot is
+    passed over for small ones behind it; where they are too few, for any behind it that fit; and
+    where these do not suffice, units are chosen anew. Each of these is tried only when the one
+    before it fails, since each lets a change of the counts change more.
+
+    Args:
+        counts: (K,) photos of each unit, at least 1.
+        quota: photos wished for.
+        tolerance: photos by which the sum may differ from the quota.
+    """
+    drawn = np.zeros(len(counts), bool)
+    if quota <= 0:
+        return drawn
+    total = np.cumsum(counts)
+    end = int(np.searchsorted(total, quota))
+    before = int(total[end - 1]) if end else 0
+    drawn[:end] = True
+    if end == len(counts) or quota - before <= min(tolerance, total[end] - quota):
+        return drawn
+    if total[end] - quota <= tolerance:
+        drawn[end] = True
+        return drawn
+    small = counts <= tolerance
+    behind = end + np.flatnonzero(small[end:])
+    if counts[behind].sum() >= quota - before - tolerance:
+        drawn[_nearest_prefix(behind, counts, quota - before)] = True
+        return drawn
+    left = quota - before
+    for k in range(end, len(counts)):
+        if counts[k] <= left + tolerance:
+            drawn[k] = True
+            left -= counts[k]
+            if left <= tolerance:
+                return drawn
+    large = np.flatnonzero(~small)
+    chosen, missing = _subset(counts[large], quota, tolerance, int(counts[small].sum()))
+    drawn[:] = False
+    drawn[large[chosen]] = True
+    drawn[_nearest_prefix(np.flatnonzero(small), counts, missing)] = True
+    return drawn
+
+
+def _nearest_prefix(
+    rows: NDArray[np.int64], counts: NDArray[np.int64], quota: float
+) -> NDArray[np.int64]:
+    """The first of the rows, as many as come nearest to the quota."""
+    total = np.concatenate(([0], np.cumsum(counts[rows])))
+    return rows[: int(np.argmin(np.abs(total - quota)))]
+
+
+def _subset(
+    counts: NDArray[np.int64], quota: float, tolerance: float, filler: int
+) -> tuple[list[int], float]:
+    """Large units whose sum, with small ones that fill up, meets the quota, or comes nearest.
+
+    Args:
+        counts: (K,) of the large units; more than the tolerance each, so that they are few.
+        quota, tolerance: as for :func:`_pick`.
+        filler: photos of all small units together.
+
+    Returns:
+        The chosen units, as near the beginning as possible, and what is left to fill up.
+    """
+    # Bit s of reachable[k] tells whether some of the first k units have s photos together.
+    limit = int(2 * quota) + 1
+    mask = (1 << (limit + 1)) - 1
+    reachable = [1]
+    for count in counts.tolist():
+        reachable.append((reachable[-1] | (reachable[-1] << count)) & mask)
+    low, high = max(0, math.ceil(quota - filler - tolerance)), math.floor(quota + tolerance)
+    wanted = ((1 << (high + 1)) - 1) >> low << low if high >= low else 0
+    last = next((k for k, sums in enumerate(reachable) if sums & wanted), len(counts))
+    meets = reachable[last] & wanted
+    if meets:
+        # The fewest small units: they are easier to find for val and for the next photos.
+        target = meets.bit_length() - 1
+    else:
+        middle = math.floor(quota) + 1
+        below = (reachable[-1] & ((1 << middle) - 1)).bit_length() - 1
+        above = reachable[-1] >> middle
+        over = middle + (above & -above).bit_length() - 1 if above else None
+        short = max(0.0, quota - below - filler)
+        target = below if over is None or short <= over - quota else over
+    chosen = []
+    left = target
+    for k in range(last, 0, -1):
+        if not (reachable[k - 1] >> left) & 1:
+            chosen.append(k - 1)
+            left -= int(counts[k - 1])
+    return chosen, quota - target
+
+
+def _describe(
+    split: NDArray[np.int64],
+    province: NDArray[np.int64],
+    num_groups: Mapping[int, int],
+    largest_group: Mapping[int, int],
+    settings: SplitSettings,
+) -> tuple[ProvinceSplit, ...]:
+    described = []
+    names, code = np.unique(province, return_inverse=True)
+    counts = np.bincount(code * len(SPLITS) + split, minlength=len(names) * len(SPLITS))
+    for name, row in zip(names.tolist(), counts.reshape(-1, len(SPLITS)).tolist(), strict=True):
+        groups, largest = num_groups.get(name, 0), largest_group.get(name, 0)
+        out = ProvinceSplit(name, dict(zip(SPLITS, row, strict=True)), groups, largest)
+        notes = []
+        total = sum(out.counts.values())
+        wanted = {"val": settings.val_fraction, "test": settings.test_fraction}
+        lacking = [s for s, fraction in wanted.items() if fraction > 0 and not out.counts[s]]
+        units = {"places": "groups", "spatial_blocks": "blocks", "random": "photos"}[
+            settings.method
+        ]
+        if lacking and groups < _FEWEST_GROUPS:
+            notes.append(
+                f"nothing can be held out: its photos are {groups} of the {units} that must not be "
+                f"cut, and train, val and test need one each"
+            )
+        elif lacking:
+            notes.append(
+                f"no photo for {' and '.join(lacking)}: what is left of its {groups:,} {units} is "
+                "tied to what is held out already"
+            )
+        for held, fraction in wanted.items():
+            share = out.shares[held]
+            if held not in lacking and abs(share - fraction) > _OFF:
+                notes.append(
+                    f"{held} is {share:.1%} instead of {fraction:.1%} of its photos: the largest "
+                    f"of its {groups:,} {units} holds {largest / max(1, total):.1%}"
+                )
+        if not out.counts["train"]:
+            notes.append("nothing is left to train on")
+        described.append(dataclasses.replace(out, notes=tuple(notes)))
+    return tuple(described)
+
+
+def _notes(
+    photos: pd.DataFrame,
+    settings: SplitSettings,
+    previous: pd.Series | None,
+    before: NDArray[np.int64],
+    split: NDArray[np.int64],
+) -> tuple[str, ...]:
+    notes = []
+    if settings.method == "random":
+        notes.append(
+            "a random split puts photos of one scene into train and test: for comparison only"
+        )
+    else:
+        notes.extend(tie_gaps(photos).values())
+    if previous is not None:
+        missing = len(previous) - int((before >= 0).sum())
+        if missing:
+            notes.append(f"{missing:,} of the {len(previous):,} earlier photos are not there now")
+        for name in ("test", "val"):
+            lost = int(((before == SPLITS.index(name)) & (split != SPLITS.index(name))).sum())
+            if lost:
+                notes.append(
+                    f"{lost:,} earlier {name} photos are set aside: they are tied to test photos"
+                )
+    return tuple(notes)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from geopak.data.split import SplitSettings, place_names, tie_keys
+from geopak.data.split import SplitSettings
+from geopak.data.ties import block_codes, components, tie_codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class PhotoGroups:
 
 
 def group_photos(photos: pd.DataFrame, block_km: float = SplitSettings.block_km) -> PhotoGroups:
-    """Groups photos by what the split never cuts: the block of ground, author and day, album.
+    """Groups photos by what ties them: the block of ground, author and day, album, look.
 
     Photos are of one group if a chain of such ties leads from one to the other. A missing author,
     day or album ties nothing, so that where all are missing the groups are the blocks.
@@ -36,22 +35,17 @@ def group_photos(photos: pd.DataFrame, block_km: float = SplitSettings.block_km)
         photos: as for :func:`geopak.data.split.split_photos`.
         block_km: side of the blocks.
     """
-    place = place_names(
-        photos[["latitude", "longitude"]].to_numpy(float), photos["province_id"], block_km
-    )
-    keys = {f"block of ground about {block_km:g} km wide": pd.Series(place)}
-    keys |= tie_keys(photos)
+    latlon_deg = photos[["latitude", "longitude"]].to_numpy(float)
+    block = pd.factorize(block_codes(latlon_deg, block_km))[0].astype(np.int64)
+    province = pd.factorize(photos["province_id"])[0].astype(np.int64)
     num = len(photos)
-    photo, node = [], []
+    place = block * (province.max(initial=0) + 1) + province
+    keys = {f"block of ground about {block_km:g} km wide": place} | tie_codes(photos)
+    edges = []
     num_nodes = num
-    for key in keys.values():
-        code, values = pd.factorize(key)
+    for code in keys.values():
         known = np.flatnonzero(code >= 0)
-        photo.append(known)
-        node.append(num_nodes + code[known])
-        num_nodes += len(values)
-    row, column = np.concatenate(photo), np.concatenate(node)
-    ties = coo_array((np.ones(len(row), bool), (row, column)), shape=(num_nodes, num_nodes))
-    _, label = connected_components(ties, directed=False)
-    known_share = {name: float(key.notna().mean()) for name, key in keys.items()}
-    return PhotoGroups(label[:num].astype(np.int64), known_share)
+        edges.append((known, num_nodes + code[known]))
+        num_nodes += int(code.max(initial=-1)) + 1
+    known_share = {name: float((code >= 0).mean()) for name, code in keys.items()}
+    return PhotoGroups(components(num, edges, num_nodes), known_share)
