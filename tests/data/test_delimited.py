@@ -1,3 +1,4 @@
+import csv
 import gzip
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_what_is_no_table(tmp_path, content, needle):
 
 def test_a_header_over_lines_and_after_blank_ones(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_text(f'\n"id\nof it",path\n1,a\n')
+    path.write_text('\n"id\nof it",path\n1,a\n')
     file = DelimitedFile(path)
     assert file.names == ["id of it", "path"]
     for block_bytes in (3, 1000):
@@ -225,8 +226,6 @@ def test_a_plain_row_is_found_among_any_others(tmp_path_factory, lines, here, th
     st.integers(1, 200),
 )
 def test_what_the_csv_module_writes_is_read(tmp_path_factory, table, block_bytes):
-    import csv
-
     path = tmp_path_factory.mktemp("t") / "t.csv"
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, quoting=csv.QUOTE_ALL, lineterminator="\n")

@@ -20,7 +20,6 @@ from geopak.data.ties import capture_day
 _ABSENT = ("nan", "none", "null", "na", "n/a", "<na>", "\\n", "-")
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _COMMA = re.compile(r"([+-]?\d{1,3}),(\d+)")
-_PARTS = r"([+-]?\d+(?:[.,]\d+)?)\s*(?:°|º|˚|d|deg|:|\s)\s*"
 _SEXAGESIMAL = re.compile(
     r"\s*([NSEW])?\s*"
     r"([+-]?\d+(?:[.,]\d+)?)\s*(?:[°º˚d:\s]\s*"
@@ -125,7 +124,8 @@ def shared_by_unrelated(photos: pd.DataFrame, limit: int) -> pd.Series:
         else pd.Series(pd.NA, crowded.index, "string")
         for column in ("author", "captured_at", "album")
     }
-    occasion = "d\0" + known["author"] + "\0" + capture_day(known["captured_at"])
+    day = capture_day(known["captured_at"]).astype("string")
+    occasion = "d\0" + known["author"] + "\0" + day
     occasion = occasion.fillna("a\0" + known["album"])
     alone = pd.Series(np.arange(len(crowded)).astype(str), crowded.index, dtype="string")
     crowded = crowded.assign(occasion=occasion.fillna(alone))

@@ -261,8 +261,8 @@ class _Rows:
             )
         except pa.ArrowInvalid:
             return None
-        # A blank line, a value over several lines, or a quote left open makes fewer rows than lines; only on
-        # the last line does it not, and then the value has the line's end.
+        # A blank line, a value over several lines, or a quote left open makes fewer rows than
+        # lines; only on the last line does it not, and then the value has the line's end.
         if table.num_rows != data.count(b"\n") or len(self.columns) == 1:
             return None
         table = table.combine_chunks()

@@ -81,7 +81,7 @@ def read_features(path: Path) -> pa.Table:
 def _table(
     rows: Sequence[tuple[dict[str, str | None], str | None]], names: Sequence[str], count: int
 ) -> pa.Table:
-    problems = [problem for _, problem in rows]
+    problems = [problem and _escaped(problem) for _, problem in rows]
     columns = []
     for name in names:
         values = [fields.get(name) for fields, _ in rows]
@@ -89,7 +89,7 @@ def _table(
             columns.append(pa.array(values, pa.large_string()))
         except UnicodeEncodeError:  # a lone surrogate: a byte that is not UTF-8, or written as \ud…
             for k, value in enumerate(values):
-                escaped = value and value.encode(errors="backslashreplace").decode()
+                escaped = value and _escaped(value)
                 if escaped != value:
                     values[k] = escaped
                     problems[k] = problems[k] or (
@@ -99,8 +99,13 @@ def _table(
             columns.append(pa.array(values, pa.large_string()))
     line = pa.array(range(count - len(rows) + 1, count + 1), pa.int64())
     # Property names may hold such characters too.
-    safe = [name.encode(errors="backslashreplace").decode() for name in names]
+    safe = [_escaped(name) for name in names]
     return row_table(safe, columns, line, pa.array(problems, pa.large_string()))
+
+
+def _escaped(text: str) -> str:
+    """Without lone surrogates, which have no place in UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class _Features:

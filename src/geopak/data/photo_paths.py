@@ -102,7 +102,7 @@ def _normal(paths: pa.Array) -> pa.Array:
     normal = pc.replace_substring_regex(paths, "/{2,}", "/")
     normal = pc.replace_substring_regex(normal, r"^(\./)+", "")
     normal = pc.replace_substring_regex(normal, r"(/\.)+(/|$)", r"\2")
-    normal = pc.replace_substring_regex(normal, "(.)/$", r"\1")
+    normal = pc.replace_substring_regex(normal, "([^/])/$", r"\1")
     # Those that go up, and those that were all dots.
     special = pc.match_substring_regex(normal, r"(^|/)\.\.(/|$)|^\.?$")
     rows = np.flatnonzero(special.to_numpy(zero_copy_only=False))

@@ -410,14 +410,15 @@ def check_split_table(frame: pd.DataFrame, where: str | Path) -> pd.DataFrame:
             )
     if frame.empty:
         raise PreparedSetError(f"{where} has no rows.")
-    frame = frame.reset_index(drop=True)
+    given_frame = frame = frame.reset_index(drop=True)
     for axis in ("latitude", "longitude"):
         if not pd.api.types.is_numeric_dtype(frame[axis].dtype):
-            frame[axis] = coordinates.degrees(frame[axis].astype("string").str.strip())
+            text = frame[axis].astype("string").str.strip()
+            frame = frame.assign(**{axis: coordinates.degrees(text)})
     try:
         checked: pd.DataFrame = split_table_schema().validate(frame, lazy=True)
     except pandera.errors.SchemaErrors as errors:
-        raise PreparedSetError(_first_failure(frame, where, errors.failure_cases)) from None
+        raise PreparedSetError(_first_failure(given_frame, where, errors.failure_cases)) from None
     return checked
 
 
@@ -430,14 +431,15 @@ def _first_failure(frame: pd.DataFrame, where: str | Path, failures: pd.DataFram
             f"{where}: the column {column!r} cannot be used: {failures['check'].iloc[0]}. {remedy}."
         )
     row = int(same["index"].iloc[0])
-    kind = str(same["check"].iloc[0])
-    value = "empty" if pd.isna(frame[column].iloc[row]) else repr(frame[column].iloc[row])
-    fault = "is there twice" if "unique" in kind else "cannot be used"
-    if value == "empty":
+    value = frame[column].iloc[row]
+    if pd.isna(value):
         fault = "has no value"
-    name = "" if column == "id" else f" (id {frame['id'].iloc[row]!r})"
-    count = same["index"].nunique()
+    elif "unique" in str(same["check"].iloc[0]):
+        fault = f"{str(value)!r} is there twice"
+    else:
+        fault = f"{str(value)!r} cannot be used"
+    whose = "" if column == "id" else f" (id {str(frame['id'].iloc[row])!r})"
     return (
-        f"{where} row {row + 1}{name}: {column} {'' if value == 'empty' else value + ' '}{fault}; "
-        f"{count:,} of {len(frame):,} rows have such. {remedy}."
+        f"{where} row {row + 1}{whose}: {column} {fault}; {same['index'].nunique():,} of "
+        f"{len(frame):,} rows have such. {remedy}."
     )
