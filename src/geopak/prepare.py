@@ -1,63 +1,132 @@
 """Makes a prepared set: photo tables in, clean split table and geocells out.
 
     python -m geopak.prepare root=FOLDER tables=[FOLDER/photos.csv]
+    python -m geopak.prepare doctor prepared=FOLDER/prepared
+    python -m geopak.prepare leaks table=FILE
 
-Writes into ``out``: ``photos.parquet`` (what is trained and measured on), ``rejected.parquet``
-(every other row, with its reason), ``label_disagreements.csv``, ``cells.parquet``,
-``cells.geojson``, ``map.png`` and ``summary.json``.
+The first writes into ``out``: ``photos.parquet`` (what is trained and measured on),
+``rejected.parquet`` (every other row, with its reason), ``label_disagreements.csv``,
+``cells.parquet``, ``cells.geojson``, ``summary.json``, ``manifest.json`` and ``report.html``. The
+second says what is wrong or weak in a prepared set, the third what any split shows of its test
+photos in train.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
 import logging
-import os
-import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-import geopak
 from geopak.cli import entry_point
-from geopak.data.provinces import assign_provinces
-from geopak.data.quality import QualitySettings, examine, judge
-from geopak.data.split import SPLITS, SplitSettings, split_photos
+from geopak.data.atomic import replaced_folder
+from geopak.data.diagnosis import Thresholds
+from geopak.data.ingest import read_sources
+from geopak.data.manifest import (
+    file_sha256,
+    make_manifest,
+    photo_files_sha256,
+    table_sha256,
+    write_manifest,
+)
+from geopak.data.partitions import ExecutorSettings, map_partitions
+from geopak.data.provinces import ProvinceSettings, assign_provinces
+from geopak.data.quality import QualitySettings, examine_files, judge
+from geopak.data.split import SPLITS, SplitSettings, read_previous, split_with_report
 from geopak.data.table import (
     ORIGIN_COLUMNS,
     REJECTION_COLUMNS,
+    ValidationSettings,
     natural_order,
-    read_folder,
-    read_tables,
+    rejections,
     validate,
 )
-from geopak.errors import ConfigError, PreparedSetError, nearest_name
+from geopak.doctor import look_over
+from geopak.errors import ConfigError, PreparedSetError
 from geopak.geo.boundaries import Outlines
-from geopak.geo.cells import CellTable
-from geopak.geo.clustering import CellSettings, build_cells
+from geopak.geo.cell_settings import CellSettings
+from geopak.geo.clustering import CellBuild, build_cells
+from geopak.geo.outline_report import examine_outlines
 from geopak.geo.region import Region
-from geopak.report.maps import write_preparation_map
+from geopak.models.places365 import IndoorClassifier, IndoorSettings, indoor_scores
+from geopak.options import options, plain
+from geopak.report.preparation import Preparation, summarize, write_preparation_report
 
 log = logging.getLogger(__name__)
 
 PHOTO_COLUMNS = (
-    "id", "path", "latitude", "longitude", "province", "province_id", "label_province", "cell_id",
-    "urban", "split", "source", "license", "author", "captured_at", "url", "width", "height",
-    "album",
+    "id", "path", "latitude", "longitude", "province", "province_id", "label_province",
+    "near_border", "cell_id", "urban", "split", "source", "license", "author", "captured_at", "url",
+    "width", "height", "album", "look", "phash", "sha256", "file", "line",
 )  # fmt: skip
+# What a set consists of: other columns can differ without making it another set.
+_IDENTITY = ("id", "path", "latitude", "longitude", "province_id", "cell_id", "split")
 _OWN_FILES = ("photos.parquet", "cells.parquet", "summary.json")
 
-Settings = TypeVar("Settings", QualitySettings, SplitSettings, CellSettings)
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of every step."""
+
+    validation: ValidationSettings
+    provinces: ProvinceSettings
+    quality: QualitySettings
+    indoor: IndoorSettings
+    split: SplitSettings
+    cells: CellSettings
+    executor: ExecutorSettings
+    seed: int
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> Settings:
+        """Reads and checks all sections before any work.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or an impossible value.
+        """
+        kinds: dict[str, Any] = {
+            "validation": ValidationSettings,
+            "provinces": ProvinceSettings,
+            "quality": QualitySettings,
+            "indoor": IndoorSettings,
+            "split": SplitSettings,
+            "cells": CellSettings,
+            "executor": ExecutorSettings,
+        }
+        sections = {key: options(kind, plain(cfg[key]), key) for key, kind in kinds.items()}
+        if not isinstance(cfg.seed, int):
+            raise ConfigError(f"seed={cfg.seed!r} must be an integer.")
+        return cls(**sections, seed=cfg.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides what the set becomes, as plain containers."""
+        config = dataclasses.asdict(self)
+        # Who computes it does not change the result; where files lie is true on one machine only.
+        del config["executor"]
+        config["indoor"] = {"max_probability": self.indoor.max_probability}
+        del config["split"]["previous"]
+        return config
+
+    def files(self) -> dict[str, Any]:
+        """Name and hash of every file that the settings name."""
+        named = {
+            "indoor.checkpoint": self.indoor.checkpoint,
+            "indoor.categories": self.indoor.categories,
+            "split.previous": self.split.previous,
+        }
+        return {key: _file_entry(path) for key, path in named.items() if path is not None}
 
 
 def prepare(cfg: DictConfig) -> dict[str, Any]:
@@ -72,69 +141,103 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         GeopakError: input that cannot be used; says which file, row or key, and the remedy.
     """
-    quality = _settings(QualitySettings, cfg, "quality")
-    split = _settings(SplitSettings, cfg, "split")
-    cell_settings = _settings(CellSettings, cfg, "cells")
-    region = Region.from_config(OmegaConf.to_container(cfg.region, resolve=True))  # type: ignore[arg-type]
+    settings = Settings.from_config(cfg)
+    thresholds = options(Thresholds, plain(cfg.thresholds), "thresholds")
+    region = Region.from_config(plain(cfg.region))
     outlines = Outlines.of_region(region)
     root, out = Path(cfg.root), Path(cfg.out)
     _check_out(out, root)
-    clock = _Clock()
+    previous = None if settings.split.previous is None else read_previous(settings.split.previous)
+    with replaced_folder(out) as folder:
+        clock = _Clock()
+        raw = read_sources(
+            list(cfg.tables), list(cfg.folders), root, plain(cfg.columns)
+        )
+        photos, invalid = validate(raw, root, region, settings.validation)
+        clock.lap("ingest")
+        # Before quality, lest a misplaced photo be kept as the original of a duplicate and go.
+        photos, misplaced, disagreements = assign_provinces(
+            photos, outlines, region, settings.provinces.border_km
+        )
+        clock.lap("provinces")
+        measures = _examine(photos, root, cfg.work, settings)
+        photos, bad = judge(photos, measures, settings.quality)
+        photos, indoor = _outdoors(photos, root, cfg.work, settings)
+        clock.lap("quality")
+        rejected = pd.concat([invalid, misplaced, bad, indoor])
+        _check_counts(photos.index, rejected.index, len(raw))
+        if photos.empty:
+            raise PreparedSetError(_nothing_left(rejected, len(raw)))
+        disagreements = disagreements.loc[disagreements.index.intersection(photos.index)]
+        photos = photos.loc[natural_order(photos["id"]).sort_values(kind="stable").index]
+        split = split_with_report(photos, settings.split, settings.seed, previous)
+        photos["split"] = split.split
+        clock.lap("split")
+        built = _add_cells(photos, region, settings.cells)
+        clock.lap("cells")
 
-    raw = _ingest(cfg, root)
-    photos, invalid = validate(raw, root, region)
-    clock.lap("ingest")
-    # Before quality, lest a misplaced photo be kept as the original of a duplicate and then go.
-    photos, misplaced, disagreements = assign_provinces(photos, outlines, region)
-    photos, bad = _check_quality(photos, root, quality, cfg.workers)
-    clock.lap("quality")
-    rejected = pd.concat([invalid, misplaced, bad])
-    disagreements = disagreements.loc[disagreements.index.intersection(photos.index)]
-    if photos.empty:
-        raise PreparedSetError(_nothing_left(rejected, len(raw)))
-    photos = photos.loc[natural_order(photos["id"]).sort_values(kind="stable").index]
-    photos["split"] = split_photos(photos, split, cfg.seed)
-    clock.lap("split")
-    cells = _add_cells(photos, region, cell_settings)
-    clock.lap("cells")
-
-    # Every row that was read is either kept or rejected, exactly once.
-    assert sorted([*photos.index, *rejected.index]) == list(range(len(raw)))
-    summary = {
-        "geopak": geopak.__version__,
-        "region": region.name,
-        "seed": int(cfg.seed),
-        "config": {
-            "quality": dataclasses.asdict(quality),
-            "split": dataclasses.asdict(split),
-            "cells": dataclasses.asdict(cell_settings),
-        },
-        "inputs": _inputs(cfg, raw),
-        **_summary(region, photos, rejected, disagreements, cells, len(raw)),
-    }
-    summary["fingerprints"] = {
-        "outlines": _short_hash(json.dumps(outlines.to_dict()).encode()),
-        "cells": cells.fingerprint(),
-        "photos": _short_hash(
-            photos[["id", "path", "latitude", "longitude", "province", "cell_id", "split"]]
-            .to_csv(index=False)
-            .encode()
-        ),
-    }
-    with _replaced_folder(out) as folder:
+        photos = photos.join(raw[list(ORIGIN_COLUMNS)])
         table = photos.reindex(columns=list(PHOTO_COLUMNS)).reset_index(drop=True)
+        rejected = _rejected_table(raw, rejected)
+        config = settings.to_dict()
+        examined = look_over(table, rejected, built.cells, region, config, thresholds)
+        clock.lap("diagnosis")
+        manifest = make_manifest(
+            region=region.to_dict() | {"boundaries": _name(region.boundaries)},
+            config=config,
+            inputs={
+                "tables": _inputs(cfg, raw),
+                "outlines": _file_entry(str(region.boundaries)),
+                **settings.files(),
+                "photos": photo_files_sha256(photos["path"], photos["sha256"]),
+            },
+            content={
+                "photos": table_sha256(table, _IDENTITY),
+                "photo_files": photo_files_sha256(table["path"], table["sha256"]),
+                "rejected": table_sha256(rejected, ("file", "line", "reason")),
+                "cells": built.cells.fingerprint(),
+            },
+        )
+        summary = {
+            "set_id": manifest["set_id"],
+            "region": region.name,
+            "config": config,
+            **summarize(
+                region, table, rejected, disagreements, built.cells, built.before, len(raw)
+            ),
+            "leaks": examined.leaks.to_dict(),
+            "leaks_headline": examined.leaks.headline(),
+            "findings": [dataclasses.asdict(f) for f in examined.diagnosis.findings],
+        }
         table.to_parquet(folder / "photos.parquet", index=False)
-        _rejected_table(raw, rejected).to_parquet(folder / "rejected.parquet", index=False)
+        rejected.to_parquet(folder / "rejected.parquet", index=False)
         disagreements.to_csv(folder / "label_disagreements.csv", index=False)
-        cells.write(folder, region)
-        write_preparation_map(
-            folder / "map.png", outlines, region,
-            photos[["latitude", "longitude"]].to_numpy(), photos["split"].to_list(), cells,
-        )  # fmt: skip
+        built.cells.write(folder, region)
+        write_preparation_report(
+            Preparation(
+                photos=table,
+                rejected=rejected,
+                disagreements=disagreements,
+                measures=_shown_measures(measures, settings.quality),
+                cells=built.cells,
+                before=built.before,
+                region=region,
+                outlines=outlines,
+                outline_report=examine_outlines(outlines, region),
+                leaks=examined.leaks,
+                diagnosis=examined.diagnosis,
+                summary=summary,
+                manifest=manifest,
+                root=root,
+                min_distance_km=settings.split.min_distance_km,
+            ),
+            folder,
+        )
         clock.lap("write")
         summary["seconds"] = clock.seconds
         text = json.dumps(summary, indent=2, ensure_ascii=False)
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        write_manifest(manifest, folder)
     return summary
 
 
@@ -149,17 +252,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[step] = round(now - self._last, 2)
         self._last = now
-
-
-def _settings(kind: type[Settings], cfg: DictConfig, key: str) -> Settings:
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in cfg[key]:
-        if name not in known:
-            raise ConfigError(
-                f"{key}.{name} is not a setting.{nearest_name(str(name), known)} "
-                f"Known: {', '.join(known)}."
-            )
-    return kind(**cfg[key])
 
 
 def _check_out(out: Path, root: Path) -> None:
@@ -178,31 +270,48 @@ def _check_out(out: Path, root: Path) -> None:
         )
 
 
-def _ingest(cfg: DictConfig, root: Path) -> pd.DataFrame:
-    parts = [read_folder(folder, root) for folder in cfg.folders]
-    if cfg.tables or not parts:
-        parts.insert(0, read_tables(list(cfg.tables)))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _check_quality(
-    photos: pd.DataFrame, root: Path, settings: QualitySettings, workers: int | None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    columns = (
-        TextColumn("examining photos"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+def _examine(
+    photos: pd.DataFrame, root: Path, work: str | None, settings: Settings
+) -> pd.DataFrame:
+    """The measures of every photo, those of an earlier run taken over."""
+    return map_partitions(
+        examine_files,
+        [str(root / path) for path in photos["path"]],
+        store=None if work is None else Path(work) / "examined",
+        executor=settings.executor,
+        describe="examining photos",
     )
-    if photos.empty:
-        return photos, pd.DataFrame(columns=list(REJECTION_COLUMNS))
-    measures = []
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(photos))
-        for part in examine(photos["path"].to_list(), str(root), workers):
-            measures.append(part)
-            progress.advance(task, len(part))
-    return judge(photos, pd.concat(measures, ignore_index=True), settings)
+
+
+def _outdoors(
+    photos: pd.DataFrame, root: Path, work: str | None, settings: Settings
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Parts photos into those taken outdoors and rejections, where a scene classifier is given."""
+    chosen = settings.indoor
+    if not chosen.enabled or photos.empty:
+        return photos, pd.DataFrame(columns=list(REJECTION_COLUMNS), dtype="string")
+    classifier = IndoorClassifier.load(chosen)
+    scores = map_partitions(
+        functools.partial(indoor_scores, classifier=classifier),
+        [str(root / path) for path in photos["path"]],
+        store=None if work is None else Path(work) / "indoor",
+        executor=dataclasses.replace(settings.executor, name="local", workers=1),
+        describe="telling indoors from outdoors",
+    ).set_axis(photos.index)
+    probability = scores["indoor_probability"]
+    inside = probability > chosen.max_probability
+    detail = probability[inside].map("indoors with probability {:.2f}".format)
+    return photos[~inside], rejections(photos.index[inside], "indoor", detail)
+
+
+def _check_counts(kept: pd.Index, rejected: pd.Index, num_rows: int) -> None:
+    """Every row that was read is either kept or rejected, exactly once."""
+    rows = np.sort(np.concatenate((kept.to_numpy(np.int64), rejected.to_numpy(np.int64))))
+    if not np.array_equal(rows, np.arange(num_rows)):
+        raise AssertionError(
+            f"{num_rows:,} rows were read, {len(kept):,} kept and {len(rejected):,} rejected: rows "
+            "were lost or counted twice."
+        )
 
 
 def _nothing_left(rejected: pd.DataFrame, num_rows: int) -> str:
@@ -213,102 +322,68 @@ def _nothing_left(rejected: pd.DataFrame, num_rows: int) -> str:
     return f"None of the {num_rows:,} rows can be used:\n" + "\n".join(lines)
 
 
-def _add_cells(photos: pd.DataFrame, region: Region, settings: CellSettings) -> CellTable:
+def _add_cells(photos: pd.DataFrame, region: Region, settings: CellSettings) -> CellBuild:
     """Makes cells of the train photos alone, and gives every photo its cell."""
     latlon_deg = photos[["latitude", "longitude"]].to_numpy()
     province_id = photos["province_id"].to_numpy()
     train = (photos["split"] == "train").to_numpy(bool)
-    cells, of_train = build_cells(latlon_deg[train], province_id[train], region, settings)
+    built = build_cells(latlon_deg[train], province_id[train], region, settings)
     cell_id = np.empty(len(photos), np.int64)
-    cell_id[train] = of_train
-    cell_id[~train] = cells.nearest(latlon_deg[~train], province_id[~train])
+    cell_id[train] = built.cell_id
+    cell_id[~train] = built.cells.nearest(latlon_deg[~train], province_id[~train])
     photos["cell_id"] = cell_id
-    photos["urban"] = cells.urban[cell_id]
-    return cells
+    photos["urban"] = built.cells.urban[cell_id]
+    return built
 
 
 def _rejected_table(raw: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
-    rows = raw.loc[rejected.index].drop(columns=list(ORIGIN_COLUMNS))
-    rows = rows.assign(**{c: raw.loc[rejected.index, c] for c in ORIGIN_COLUMNS})
-    return rows.join(rejected).sort_index().reset_index(drop=True)
+    rows = raw.loc[rejected.index].drop(columns=["malformed"])
+    columns = [c for c in rows.columns if c not in ORIGIN_COLUMNS]
+    return rows[[*columns, *ORIGIN_COLUMNS]].join(rejected).sort_index().reset_index(drop=True)
 
 
 def _inputs(cfg: DictConfig, raw: pd.DataFrame) -> list[dict[str, Any]]:
-    """Name, rows and content hash of every table; names only, a set may be moved."""
-    rows = raw["file"].value_counts()
-    tables = [
-        {"file": Path(t).name, "sha256": hashlib.sha256(Path(t).read_bytes()).hexdigest()}
-        for t in cfg.tables
+    """Name, rows and content hash of every source; names only, a set may be moved."""
+    rows = raw["file"].value_counts(sort=False)
+    hashes = {Path(t).name: file_sha256(t) for t in cfg.tables}
+    return [
+        {
+            "file": str(name),
+            "rows": int(count),
+            **({"sha256": hashes[Path(str(name)).name]} if Path(str(name)).name in hashes else {}),
+        }
+        for name, count in rows.items()
     ]
-    folders = [{"file": name} for name in rows.index if name not in {t["file"] for t in tables}]
-    return [{**entry, "rows": int(rows[entry["file"]])} for entry in [*tables, *folders]]
 
 
-def _summary(
-    region: Region,
-    photos: pd.DataFrame,
-    rejected: pd.DataFrame,
-    disagreements: pd.DataFrame,
-    cells: CellTable,
-    num_rows: int,
-) -> dict[str, Any]:
-    by_split = photos.groupby(["province", "split"]).size()
-    per_province, of_cells = {}, {}
-    for index, province in enumerate(region.provinces):
-        counts = {s: int(by_split.get((province.name, s), 0)) for s in SPLITS}
-        per_province[province.name] = {
-            **counts,
-            "buffer_share": round(counts["buffer"] / max(1, sum(counts.values())), 4),
-        }
-        own = cells.province_id == index
-        of_cells[province.name] = {
-            "cells": int(own.sum()),
-            "target_cells": province.target_cells,
-            "urban": int(cells.urban[own].sum()),
-            "sparse": int(cells.sparse[own].sum()),
-            "median_count": float(np.median(cells.count[own])),
-            "median_radius_km": round(float(np.median(cells.radius_km[own])), 3),
-            "max_radius_km": round(float(cells.radius_km[own].max()), 3),
-        }
-    totals = photos["split"].value_counts()
-    reasons = rejected["reason"].value_counts()
+def _name(path: str | None) -> str | None:
+    return None if path is None else Path(path).name
+
+
+def _file_entry(path: str) -> dict[str, Any]:
+    file = Path(path)
+    # An earlier prepared set is what its table of photos is.
     return {
-        "rows": {"in": num_rows, "kept": len(photos), "rejected": len(rejected)},
-        "rejected_by_reason": {str(reason): int(n) for reason, n in reasons.items()},
-        "split": {
-            "total": {s: int(totals.get(s, 0)) for s in SPLITS},
-            "per_province": per_province,
-        },
-        "label_disagreements": {
-            "total": len(disagreements),
-            "by_label": {
-                str(k): int(n) for k, n in disagreements["label_province"].value_counts().items()
-            },
-        },
-        "cells": {"total": cells.num_cells, "per_province": of_cells},
+        "file": file.name,
+        "sha256": file_sha256(file / "photos.parquet" if file.is_dir() else file),
     }
 
 
-def _short_hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _replaced_folder(out: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``out`` when the block ends without an error."""
-    out = Path(os.path.abspath(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_name(f".{out.name}.new-{os.getpid()}")
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    new.mkdir()
-    try:
-        yield new
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+def _shown_measures(
+    measures: pd.DataFrame, settings: QualitySettings
+) -> dict[str, tuple[np.ndarray[Any, Any], float | None]]:
+    """The measures whose distribution the report shows, with the least that is asked of each."""
+    decoded = measures[measures["error"].isna()]
+    if decoded.empty:
+        return {}
+    return {
+        "shorter side, pixels": (
+            decoded[["width", "height"]].min(axis=1).to_numpy(float),
+            settings.min_side_px,
+        ),
+        "contrast": (decoded["contrast"].to_numpy(float), settings.min_contrast),
+        "sharpness": (decoded["sharpness"].to_numpy(float), settings.min_sharpness),
+    }
 
 
 def print_summary(summary: Mapping[str, Any], out: Path) -> None:
@@ -340,16 +415,40 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
         "all", *(f"{total[s]:,}" for s in SPLITS), f"{summary['cells']['total']:,}", style="bold"
     )
     console.print(table)
+    console.print(summary["leaks_headline"], highlight=False)
+    levels = [finding["level"] for finding in summary["findings"]]
+    console.print(
+        f"doctor: {levels.count('wrong')} wrong, {levels.count('weak')} weak "
+        f"(python -m geopak.prepare doctor prepared={out})",
+        highlight=False,
+        soft_wrap=True,
+    )
     if summary["config"]["split"]["method"] == "random":
         console.print("[yellow]random split: for comparison only, it flatters every figure")
-    console.print(f"prepared set: {out}")
+    console.print(f"prepared set: {out}", soft_wrap=True)
+    console.print(f"report:       {out / 'report.html'}", soft_wrap=True)
 
 
 @entry_point("prepare")
-def main(cfg: DictConfig) -> dict[str, Any]:
+def _prepare(cfg: DictConfig) -> dict[str, Any]:
     summary = prepare(cfg)
     print_summary(summary, Path(cfg.out))
     return summary
+
+
+def main() -> Any:
+    """Prepares a set, or runs the command about sets that the first argument names."""
+    from geopak import doctor, leaks
+
+    commands = {"doctor": doctor.main, "leaks": leaks.main}
+    if sys.argv[1:] and sys.argv[1] in commands:
+        typed = sys.argv
+        sys.argv = [typed[0], *typed[2:]]
+        try:
+            return commands[typed[1]]()
+        finally:
+            sys.argv = typed
+    return _prepare()
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ class Table:
         rows: as many texts each as there are columns.
         strong: numbers of the rows to set in bold.
         faint: numbers of the rows that stand apart.
+        words: numbers of the columns that hold words, not numbers; the first always does.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: Sequence[int] = ()
     faint: Sequence[int] = ()
+    words: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

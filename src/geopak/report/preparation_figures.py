@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
-from geopak.geo.clustering import RawClusters
+from geopak.geo.density import RawClusters
 from geopak.geo.region import Region
 from geopak.report.maps import draw_circles_km, draw_provinces, province_colors
 from geopak.report.style import INK, MODEL_COLOR, new_figure, save_figure, set_title, tidy_axes
@@ -156,8 +157,15 @@ def _draw_pair(ax: Axes, before: ArrayLike, after: ArrayLike, floor: float) -> N
         values, ("before", "after"), (_BEFORE_COLOR, MODEL_COLOR), strict=True
     ):
         ax.hist(value, bins, color=color, alpha=0.6, label=label)
-    ax.set_xscale("log")
+    _log_axis(ax)
     tidy_axes(ax)
+
+
+def _log_axis(ax: Axes) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # Within one power of ten a few of the smaller steps are named too.
+    ax.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.1, 0.4)))
 
 
 def draw_quality_histograms(
@@ -182,7 +190,7 @@ def draw_quality_histograms(
         ax.hist(shown, bins, color=MODEL_COLOR, alpha=0.75)
         if least is not None:
             ax.axvline(least, color=_NOISE_COLOR, linewidth=1.2)
-        ax.set_xscale("log")
+        _log_axis(ax)
         tidy_axes(ax)
         set_title(ax, title)
     save_figure(figure, path)
@@ -209,8 +217,8 @@ def draw_nearest_train(
         ax.hist(distances, bins, color=SPLIT_COLORS[name], alpha=0.65, label=name)
     if min_distance_km > 0:
         ax.axvline(min_distance_km, color=INK, linewidth=1.2)
-    ax.set_xscale("log")
-    ax.set_xlabel("km to the nearest train photo (logarithmic)", fontsize=9, color=INK)
+    _log_axis(ax)
+    ax.set_xlabel("km to the nearest train photo (logarithmic axis)", fontsize=9, color=INK)
     ax.set_ylabel("photos", fontsize=9, color=INK)
     ax.legend(fontsize=8, frameon=False)
     tidy_axes(ax)
