@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -402,32 +403,40 @@ def quiet_dask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quiet_dask")
-def test_dask_gives_the_same_though_a_worker_is_killed(
-    files: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    pids = tmp_path / "pids"
+def test_dask_gives_the_same_though_a_worker_is_killed(files: list[str], tmp_path: Path) -> None:
+    """On a cluster that is there already, two workers, by its address."""
+    import distributed
+
+    pids, store = tmp_path / "pids", tmp_path / "store"
     pids.mkdir()
     examine = partial(measure_with_pid, folder=str(pids))
-    killed = []
+    killed: list[int] = []
 
     def kill() -> None:
         end = time.monotonic() + 60
-        while time.monotonic() < end and len(list(pids.iterdir())) < 2:
+        while time.monotonic() < end and not (len(list(pids.iterdir())) == 2 and stored(store)):
             time.sleep(0.005)
         killed.append(int(next(pids.iterdir()).name))
         os.kill(killed[0], signal.SIGKILL)
+        killed.append(len(set(stored(store))))
 
     killer = threading.Thread(target=kill)
-    killer.start()
-    settings = ExecutorSettings(name="dask", workers=2, partition_size=8, retries=2)
-    found = map_partitions(examine, files, tmp_path / "store", settings, failed=dead)
-    killer.join()
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+    ) as cluster:
+        settings = ExecutorSettings(
+            name="dask", scheduler=cluster.scheduler_address, partition_size=8
+        )
+        killer.start()
+        found = map_partitions(examine, files, store, settings, failed=dead)
+        killer.join()
     assert killed[0] != os.getpid()
-    assert "A worker process died at" in caplog.text
-    local = map_partitions(partial(examine, folder=str(tmp_path)), files, None, HERE)
+    assert 0 < killed[1] < len(files)
+    local = map_partitions(measure, files, None, HERE)
     pd.testing.assert_frame_equal(found, local, check_exact=True)
-    # Kept as the local processes keep it.
-    same(map_partitions(examine, files, tmp_path / "store", HERE), naive(files))
+    # Kept as local processes keep it: nothing is left for them to do.
+    same(map_partitions(examine, files, store, HERE), naive(files))
+    assert not (pids / str(os.getpid())).exists()
 
 
 @pytest.mark.usefixtures("quiet_dask")
