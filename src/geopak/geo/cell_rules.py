@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from geopak.geo.cell_settings import CellSettings
 from geopak.geo.distance import arc_km
-from geopak.geo.grains import Grains, directions, sums_by
+from geopak.geo.grains import Grains, away_km, directions, sums_by
 from geopak.geo.region import Province
 
 # The rules keep this far below the cap, so that no rounding of a center takes a cell above it.
@@ -80,8 +80,8 @@ class ProvinceCells:
         return _Cell(grains, total, center, count, in_town, radius_km, self._cap_km(in_town, count))
 
     def _radius_km(self, grains: NDArray[np.int64], center: NDArray[np.float64]) -> float:
-        apart = np.square(self.grains.middle[grains] - center).sum(1)
-        return float((arc_km(np.sqrt(apart)) + self.grains.reach_km[grains]).max())
+        reach_km = self.grains.reach_km[grains]
+        return float((away_km(self.grains.middle[grains], center) + reach_km).max())
 
     def _joined(self, one: _Cell, other: _Cell) -> _Cell:
         grains = np.sort(np.concatenate((one.grains, other.grains)))
@@ -102,10 +102,8 @@ class ProvinceCells:
         center = directions(cell.total + pool.total[others])
         count, in_town = cell.count + pool.count[others], cell.in_town + pool.in_town[others]
         cap_km = np.where(2 * in_town >= count, self._urban_km, self._rural_km)
-        moved = np.maximum(
-            np.square(center - cell.center).sum(1), np.square(center - pool.center[others]).sum(1)
-        )
-        may: NDArray[np.bool_] = arc_km(np.sqrt(moved)) <= cap_km
+        moved_km = np.maximum(away_km(center, cell.center), away_km(center, pool.center[others]))
+        may: NDArray[np.bool_] = moved_km <= cap_km
         return may
 
     def _within_cap(self, cell: _Cell) -> list[_Cell]:
@@ -187,8 +185,7 @@ class ProvinceCells:
                 continue
             given = pool[number].grains
             others = pool.nearest(number, self.candidates)
-            apart = self.grains.middle[given, None] - pool.center[others]
-            away = arc_km(np.sqrt(np.square(apart).sum(2)))
+            away = away_km(self.grains.middle[given, None], pool.center[others])
             reaches = away + self.grains.reach_km[given, None] <= pool.cap_km[others]
             away[~reaches] = np.inf
             while len(others) and np.isfinite(away.min(1)).all():
@@ -228,8 +225,8 @@ class ProvinceCells:
             grains = np.concatenate([pool[k].grains for k in others])
             donor = np.repeat(others, [len(pool[k].grains) for k in others])
             place = self.grains.middle[grains]
-            away = arc_km(np.sqrt(np.square(place - cell.center).sum(1)))
-            home = arc_km(np.sqrt(np.square(place - pool.center[donor]).sum(1)))
+            away = away_km(place, cell.center)
+            home = away_km(place, pool.center[donor])
             near = away + self.grains.reach_km[grains] <= cell.cap_km
             turn = np.lexsort((grains, away - home))
             spare = {k: int(pool.count[k]) - self.minimum for k in others.tolist()}
@@ -314,7 +311,7 @@ class ProvinceCells:
         center = directions(sums_by(owner, own.total, num))
         count = np.bincount(owner, own.count, num).astype(np.int64)
         in_town = np.bincount(owner, own.in_town, num)
-        away = arc_km(np.sqrt(np.square(own.middle - center[owner]).sum(1))) + own.reach_km
+        away = away_km(own.middle, center[owner]) + own.reach_km
         radius_km = np.zeros(num)
         np.maximum.at(radius_km, owner, away)
         cap_km = np.where(2 * in_town >= count, self._urban_km, self._rural_km)
@@ -375,13 +372,14 @@ class _CellPool:
         center = self.center[number]
         found = [np.arange(self._num_planted, len(self._cells))]
         for planted, tree in self._trees:
-            reach = min(2 * num, len(planted))
+            reach = 2 * num
             while True:
-                _, at = tree.query(center, k=np.arange(1, reach + 1))
-                near = planted[at]
-                if self._alive[near].sum() > num or reach == len(planted):
+                # Where there are fewer, the tree's answers end in numbers that it does not have.
+                _, at = tree.query(center, k=reach)
+                near = planted[at[: len(planted)]]
+                if reach >= len(planted) or np.count_nonzero(self._alive[near]) > num:
                     break
-                reach = min(2 * reach, len(planted))
+                reach *= 2
             found.append(near)
         others = np.concatenate(found)
         others = others[self._alive[others] & (others != number)]

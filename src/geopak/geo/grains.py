@@ -57,8 +57,7 @@ def grains_of(
     total = sums_by(of_photo, vectors)
     middle = directions(total)
     reach_km = np.zeros(len(total))
-    away = arc_km(np.sqrt(np.square(vectors - middle[of_photo]).sum(1)))
-    np.maximum.at(reach_km, of_photo, away)
+    np.maximum.at(reach_km, of_photo, away_km(vectors, middle[of_photo]))
     return of_photo, Grains(
         total=total,
         middle=middle,
@@ -78,5 +77,13 @@ def sums_by(
 
 def directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., 3) unit vectors; the zero vector points where latitude and longitude are 0."""
-    length = np.sqrt(np.square(vectors).sum(-1, keepdims=True))
+    length = np.sqrt(np.einsum("...k,...k->...", vectors, vectors))[..., None]
+    if length.all():
+        return np.asarray(vectors / length)
     return np.where(length > 0, vectors / np.where(length > 0, length, 1.0), (1.0, 0.0, 0.0))
+
+
+def away_km(vectors: NDArray[np.float64], center: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(...) kilometres between unit vectors (..., 3), broadcast."""
+    apart = vectors - center
+    return arc_km(np.sqrt(np.einsum("...k,...k->...", apart, apart)))
