@@ -480,3 +480,8 @@ def test_without_dask_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_settings_are_checked(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ExecutorSettings(**values)
+
+
+def test_what_holds_a_model_stays_in_this_process() -> None:
+    far = ExecutorSettings(name="dask", scheduler="tcp://host:1", partition_size=9)
+    assert far.in_this_process() == ExecutorSettings(workers=1, partition_size=9)

@@ -129,6 +129,10 @@ class ExecutorSettings:
             if value is not None and value < least:
                 raise ConfigError(f"executor.{key} is {value}; it must be at least {least}.")
 
+    def in_this_process(self) -> ExecutorSettings:
+        """The same partitions, worked on here: for a function that holds a model."""
+        return replace(self, name="local", workers=1, scheduler=None)
+
 
 def file_key(item: str) -> str:
     """What the examination of a file depends on: its name, size and time of change."""
