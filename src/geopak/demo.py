@@ -1,4 +1,4 @@
-"""The whole method on the rendered photos, in minutes: ``python -m geopak.demo``.
+"""The whole method on the rendered photos of a region, in minutes: ``python -m geopak.demo``.
 
 Photos, preparation, three phases, an evaluation report and a prediction, each with the
 configuration that the command of its own would compose, then a table of test-split results.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from geopak.cli import compose, entry_point
+from geopak.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,8 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
         The content of ``summary.json``: per phase and baseline the end-to-end results on the test
         split, and the seconds of every step.
     """
-    from geopak.build import plain
     from geopak.evaluate import evaluate
+    from geopak.options import plain
     from geopak.predict import predict
     from geopak.prepare import prepare
     from geopak.render.photoset import write_photo_set
@@ -54,23 +56,25 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.paths.outputs) / cfg.name
     root = str(cfg.root)
 
+    region = f"region={cfg.region.name}"
+
     overrides = [f"out={root}", *cfg.synthetic]
-    with watch.step("photos", " ".join(["synthetic", *overrides])):
-        write_photo_set(plain(compose("synthetic", overrides)))
+    with watch.step("photos", " ".join(["synthetic", region, *overrides])):
+        write_photo_set(plain(compose_step("synthetic", overrides, cfg)))
     overrides = [f"root={root}", *cfg.prepare]
-    with watch.step("preparation", " ".join(["prepare", *overrides])):
-        prepare(compose("prepare", overrides))
+    with watch.step("preparation", " ".join(["prepare", region, *overrides])):
+        prepare(compose_step("prepare", overrides, cfg))
 
     checkpoints: dict[int, Path] = {}
     reports: dict[int, dict[str, Any]] = {}
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for phase in (0, 1, 2):
         overrides = [f"phase={phase}", f"name={cfg.name}", f"data.root={root}", *cfg.train[phase]]
-        with watch.step(f"phase_{phase}", " ".join(["train", *overrides])):
+        with watch.step(f"phase_{phase}", " ".join(["train", region, *overrides])):
             run = folder / f"phase-{phase}" / stamp
-            result = train(compose("train", overrides), run, overrides)
+            result = train(compose_step("train", overrides, cfg), run, [region, *overrides])
         checkpoints[phase] = result.checkpoint
-        overrides = [f"ckpt={result.checkpoint}", f"root={root}"]
+        overrides = [f"ckpt={result.checkpoint}", f"root={root}", *cfg.evaluate]
         if phase == 2:
             overrides.append(f"out={folder / 'report'}")
         with watch.step(f"evaluation_{phase}", " ".join(["evaluate", *overrides])):
@@ -95,6 +99,29 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print_summary(summary, folder)
     return summary
+
+
+def compose_step(command: str, overrides: list[str], cfg: DictConfig) -> DictConfig:
+    """The configuration of a step, its region and landscape those of the demo.
+
+    They are handed over whole: so they hold whatever the demo's own arguments changed in them, and
+    may come from a folder that only the demo was told of (``--config-dir``).
+
+    Raises:
+        ConfigError: an override of them for one step alone, or any that cannot be applied.
+    """
+    for override in overrides:
+        if re.match(r"[+~]*(region|landscape)\b", override):
+            raise ConfigError(
+                f"{command}: {override} would hold for this step alone. Give it to the demo: "
+                f"python -m geopak.demo {override}"
+            )
+    composed = compose(command, overrides)
+    sections = ("region", "landscape") if command == "synthetic" else ("region",)
+    with open_dict(composed):
+        for section in sections:
+            composed[section] = cfg.get(section)
+    return composed
 
 
 def headline(report: dict[str, Any]) -> dict[str, float]:

@@ -480,7 +480,7 @@ def _spoil(
     rows.loc[chosen, "province"] = wrong
 
     south, west, north, east = outlines.bounds_deg
-    crossed = (outlines.province_of(point[:, ::-1]) < 0) & (np.abs(point[:, 1]) <= 90)
+    crossed = outlines.province_of(point[:, ::-1]) < 0
     chosen = take("swapped", crossed, "lie outside the region when swapped")
     _mark(rows, chosen, "swapped", ["latitude and longitude exchanged"] * len(chosen))
     rows.loc[chosen, ["latitude", "longitude"]] = point[chosen][:, ::-1]
@@ -673,7 +673,8 @@ def write_photo_set(settings: Mapping[str, Any]) -> Path:
             "one for any country."
         )
     towns = Towns.read(towns_path, region)
-    landscape = settings["landscape"]
+    # A region without a landscape of its own gets one that is derived from the seed.
+    landscape = settings.get("landscape") or {}
     world = World(region, towns, landscape, config.world)
     shares = landscape.get("photo_shares")
     rows, defects = plan_photos(config, region, towns, outlines, shares)
