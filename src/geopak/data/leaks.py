@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geopak.data.duplicates import HASH_BITS, HASH_BYTES, find_look_alikes, stack_hashes
-from geopak.data.ties import distance_to_nearest_km, reached, tie_codes, tie_gaps, unit_vectors
+from geopak.data.ties import Ties, distance_to_nearest_km, reached
 from geopak.errors import ConfigError, TableError
 
 DISTANCES_KM = (0.01, 0.1, 0.25, 1.0)
@@ -256,14 +256,13 @@ def leak_report(
 
     # Only what is compared: others, such as buffer, are no one's business here.
     used = np.flatnonzero(in_train | np.isin(split, asked))
-    part = photos.iloc[used]
+    part = photos.iloc[used].assign(latitude=latlon_deg[used, 0], longitude=latlon_deg[used, 1])
+    links = Ties.of(part)
     in_train = in_train[used]
     asked_rows = np.flatnonzero(~in_train)
     nearest = np.full(len(used), np.inf)
-    nearest[asked_rows] = distance_to_nearest_km(
-        unit_vectors(latlon_deg[used]), asked_rows, in_train
-    )
-    ties = _Ties.of(part, in_train, near_duplicate_bits)
+    nearest[asked_rows] = distance_to_nearest_km(links.vectors, asked_rows, in_train)
+    ties = _Seen.of(part, links, in_train, near_duplicate_bits)
     reports = {}
     for name, rows in in_split.items():
         here = np.flatnonzero(rows[used])
@@ -283,7 +282,7 @@ def leak_report(
 
 
 @dataclass(frozen=True, eq=False)
-class _Ties:
+class _Seen:
     """Which photos are tied to a train photo, and of which that can be told.
 
     Attributes:
@@ -299,11 +298,12 @@ class _Ties:
     in_train: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, photos: pd.DataFrame, in_train: NDArray[np.bool_], max_bits: int) -> _Ties:
-        tied, known, reasons = {}, {}, tie_gaps(photos)
-        codes = tie_codes(photos)
+    def of(
+        cls, photos: pd.DataFrame, links: Ties, in_train: NDArray[np.bool_], max_bits: int
+    ) -> _Seen:
+        tied, known, reasons = {}, {}, dict(links.gaps)
         for kind in ("author and day", "album"):
-            code = codes.get(kind, np.full(len(photos), -1))
+            code = links.codes.get(kind, np.full(len(photos), -1))
             seen = np.zeros(code.max(initial=-1) + 2, bool)
             seen[code[in_train]] = True
             seen[-1] = False  # where -1, unknown, has led
@@ -347,7 +347,7 @@ class _Ties:
 def _counts(
     rows: NDArray[np.int64],
     nearest_km: NDArray[np.float64],
-    ties: _Ties,
+    ties: _Seen,
     unknown: Mapping[str, str],
     distances_km: Sequence[float],
 ) -> LeakCounts:

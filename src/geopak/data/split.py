@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from geopak.data.ties import Ties, block_codes, components, hashed, tie_gaps
+from geopak.data.ties import Ties, block_codes, components, hashed
 from geopak.errors import ConfigError, PreparedSetError
 from geopak.geo.distance import EARTH_RADIUS_KM
 
@@ -44,7 +44,7 @@ _FEWEST_GROUPS = 3
 _SPOT_SIDE = 0.5
 # Two squares' photos are compared one by one up to so many pairs, for so many squares at a time.
 _MOST_COMPARED = 64
-_PAIRS_AT_A_TIME = 250_000
+_PAIRS_AT_A_TIME = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,7 @@ def split_with_report(
         split[near & (split < name)] = _BUFFER
     names = pd.Series(np.array(SPLITS, object)[split], index=photos.index, name="split")
     provinces = _describe(split, province, num_groups, largest_group, settings)
-    return SplitResult(
-        names.astype("string"), provinces, _notes(photos, settings, previous, before, split)
-    )
+    return SplitResult(names.astype("string"), provinces, _notes(ties, previous, before, split))
 
 
 def read_previous(path: str | Path) -> pd.Series:
@@ -349,24 +347,30 @@ def _spots(
     spot = pd.factorize(code)[0].astype(np.int64)
     size = np.bincount(spot)
     middle = np.stack([np.bincount(spot, vectors[:, k]) for k in range(3)], 1) / size[:, None]
-    reach = min_distance_km / EARTH_RADIUS_KM
-    # A photo lies at most a diagonal from the middle of those of its square.
-    found = cKDTree(middle).query_pairs(reach * (1 + 3 * _SPOT_SIDE), output_type="ndarray")
     order = np.argsort(spot, kind="stable")
     start = np.cumsum(size) - size
-    near = np.ones(len(found), bool)
-    # Where photos are many, some of two squares so close are near each other.
-    few = np.flatnonzero(size[found].prod(1) <= _MOST_COMPARED)
-    for part in np.array_split(few, 1 + len(few) // _PAIRS_AT_A_TIME):
-        a, b = found[part].T
-        of_pair = np.repeat(np.arange(len(part)), size[a] * size[b])
-        within = np.arange(len(of_pair)) - np.repeat(
-            np.cumsum(size[a] * size[b]) - size[a] * size[b], size[a] * size[b]
-        )
-        one = order[start[a][of_pair] + within // size[b][of_pair]]
-        other = order[start[b][of_pair] + within % size[b][of_pair]]
-        close = ((vectors[one] - vectors[other]) ** 2).sum(1) <= (reach * (1 + 1e-6)) ** 2
-        near[part] = np.bincount(of_pair, close, minlength=len(part)) > 0
+    reach = min_distance_km / EARTH_RADIUS_KM * (1 + 1e-6)
+    extent = np.sqrt(((vectors - middle[spot]) ** 2).sum(1))
+    extent = np.maximum.reduceat(extent[order], start) + 1e-9 * reach
+    # A photo lies at most a diagonal from the middle of those of its square.
+    found = cKDTree(middle).query_pairs(reach * (1 + 3 * _SPOT_SIDE), output_type="ndarray")
+    near = np.zeros(len(found), bool)
+    for begin in range(0, len(found), _PAIRS_AT_A_TIME):
+        a, b = found[begin : begin + _PAIRS_AT_A_TIME].T
+        apart = np.sqrt(((middle[a] - middle[b]) ** 2).sum(1))
+        possible = apart <= reach + extent[a] + extent[b]
+        unsure = possible & (apart + extent[a] + extent[b] > reach)
+        # Where photos are many, some of two squares so close are near each other.
+        compared = np.flatnonzero(unsure & (size[a] * size[b] <= _MOST_COMPARED))
+        a, b = a[compared], b[compared]
+        num_pairs = size[a] * size[b]
+        pair = np.repeat(np.arange(len(compared)), num_pairs)
+        step = np.arange(len(pair)) - np.repeat(np.cumsum(num_pairs) - num_pairs, num_pairs)
+        one = order[start[a][pair] + step // size[b][pair]]
+        other = order[start[b][pair] + step % size[b][pair]]
+        close = ((vectors[one] - vectors[other]) ** 2).sum(1) <= reach**2
+        possible[compared] = np.bincount(pair, close, minlength=len(compared)) > 0
+        near[begin : begin + len(possible)] = possible
     return spot, (found[near, 0], found[near, 1])
 
 
@@ -632,19 +636,15 @@ def _describe(
 
 
 def _notes(
-    photos: pd.DataFrame,
-    settings: SplitSettings,
+    ties: Ties | None,
     previous: pd.Series | None,
     before: NDArray[np.int64],
     split: NDArray[np.int64],
 ) -> tuple[str, ...]:
-    notes = []
-    if settings.method == "random":
-        notes.append(
-            "a random split puts photos of one scene into train and test: for comparison only"
-        )
+    if ties is None:
+        notes = ["a random split puts photos of one scene into train and test: for comparison only"]
     else:
-        notes.extend(tie_gaps(photos).values())
+        notes = list(ties.gaps.values())
     if previous is not None:
         missing = len(previous) - int((before >= 0).sum())
         if missing:

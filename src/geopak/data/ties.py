@@ -43,16 +43,20 @@ class Ties:
     Attributes:
         vectors: (N, 3) positions on the unit sphere.
         codes: what ties two photos -> (N,) equal for tied photos, -1 where it is not known.
+        gaps: what cannot tie all photos -> why, in words, as :func:`tie_gaps` gives them.
     """
 
     vectors: NDArray[np.float64]
     codes: Mapping[str, NDArray[np.int64]]
+    gaps: Mapping[str, str]
 
     @classmethod
     def of(cls, photos: pd.DataFrame) -> Ties:
         """Reads ``latitude, longitude`` and, where present, the columns of :func:`tie_codes`."""
         latlon_deg = photos[["latitude", "longitude"]].to_numpy(float)
-        return cls(unit_vectors(latlon_deg), tie_codes(photos))
+        author_day = _author_day(photos)
+        codes, gaps = _tie_codes(photos, author_day), _tie_gaps(photos, author_day)
+        return cls(unit_vectors(latlon_deg), codes, gaps)
 
     def linked(self, chosen: NDArray[np.bool_], min_distance_km: float) -> NDArray[np.bool_]:
         """(N,) which photos are chosen, as near as that to a chosen one, or tied to one.
@@ -169,10 +173,24 @@ def tie_codes(photos: pd.DataFrame) -> dict[str, NDArray[np.int64]]:
     ``author and day`` from ``author`` and ``captured_at``, ``album``, and ``look`` (equal numbers
     look alike), as far as the columns exist. What is not known, empty text included, ties nothing.
     """
+    return _tie_codes(photos, _author_day(photos))
+
+
+_AuthorDay = tuple[NDArray[np.int64], NDArray[np.datetime64]]
+
+
+def _author_day(photos: pd.DataFrame) -> _AuthorDay | None:
+    """(N,) numbers of the authors, -1 for none, and (N,) days; ``None`` without the columns."""
+    if not {"author", "captured_at"} <= set(photos.columns):
+        return None
+    author = _text_codes(photos["author"])
+    return author, capture_day(photos["captured_at"]).to_numpy("datetime64[D]")
+
+
+def _tie_codes(photos: pd.DataFrame, author_day: _AuthorDay | None) -> dict[str, NDArray[np.int64]]:
     codes = {}
-    if {"author", "captured_at"} <= set(photos.columns):
-        author = _text_codes(photos["author"])
-        day = capture_day(photos["captured_at"]).to_numpy("datetime64[D]")
+    if author_day is not None:
+        author, day = author_day
         known = (author >= 0) & ~np.isnat(day)
         number = np.where(known, day.astype(np.int64), 0)
         span = int(number.max(initial=0) - number.min(initial=0)) + 1
@@ -192,14 +210,17 @@ def tie_gaps(photos: pd.DataFrame) -> dict[str, str]:
     Says ``author and day`` when authors or days are missing, and ``album`` likewise. A photo
     without an album is no gap, for it may belong to none; a table without any album is.
     """
+    return _tie_gaps(photos, _author_day(photos))
+
+
+def _tie_gaps(photos: pd.DataFrame, author_day: _AuthorDay | None) -> dict[str, str]:
     gaps = {}
     num = len(photos)
-    lacking = [c for c in ("author", "captured_at") if c not in photos.columns]
-    if lacking:
+    if author_day is None:
+        lacking = [c for c in ("author", "captured_at") if c not in photos.columns]
         gaps["author and day"] = f"author and day unknown: no column {' and '.join(lacking)}"
     elif num:
-        author = _known_text(photos["author"]).notna().to_numpy(bool)
-        day = capture_day(photos["captured_at"]).notna().to_numpy()
+        author, day = author_day[0] >= 0, ~np.isnat(author_day[1])
         with_author = int(author.sum())
         if not with_author:
             gaps["author and day"] = "author and day unknown: no photo has an author"
@@ -261,17 +282,19 @@ def _days_of_text(text: pa.Array) -> NDArray[np.datetime64]:
     text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
     day = np.full(len(text), "NaT", "datetime64[D]")
     for pattern in _DAY_PATTERNS:
-        found = pc.extract_regex(text, pattern)
+        rows = np.flatnonzero(np.isnat(day))
+        found = pc.extract_regex(text.take(pa.array(rows)), pattern)
         y, m, d = (_integers(found, name) for name in "ymd")
-        good = (_YEARS[0] <= y) & (y <= _YEARS[1]) & (m >= 1) & (m <= 12) & np.isnat(day)
+        good = (_YEARS[0] <= y) & (y <= _YEARS[1]) & (m >= 1) & (m <= 12)
         month = (y[good] - 1970).astype("datetime64[Y]").astype("datetime64[M]") + (m[good] - 1)
         date = month.astype("datetime64[D]") + (d[good] - 1)
         exists = (d[good] >= 1) & (date.astype("datetime64[M]") == month)
-        day[np.flatnonzero(good)[exists]] = date[exists]
+        day[rows[good][exists]] = date[exists]
     for pattern, per_second in _EPOCH_PATTERNS:
-        number = _integers(pc.extract_regex(text, pattern), "t")
-        good = (number >= 0) & np.isnat(day)
-        day[good] = (number[good] // (per_second * _DAY_S)).astype("datetime64[D]")
+        rows = np.flatnonzero(np.isnat(day))
+        number = _integers(pc.extract_regex(text.take(pa.array(rows)), pattern), "t")
+        good = number >= 0
+        day[rows[good]] = (number[good] // (per_second * _DAY_S)).astype("datetime64[D]")
     return day
 
 
