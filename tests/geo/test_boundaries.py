@@ -1,4 +1,6 @@
 import json
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geopak.cli import PACKAGE_DIR, compose
+from geopak.cli import CONFIG_DIR, compose
 from geopak.errors import RegionError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Province, Region
@@ -39,10 +41,15 @@ def toy(tmp_path):
     return Outlines.load(write(tmp_path / "toy.geojson", WEST, EAST), REGION)
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    region = Region.from_config(compose("prepare").region)
-    return region, Outlines.of_region(region)
+REGIONS = sorted(file.stem for file in (CONFIG_DIR / "region").glob("*.yaml"))
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "geoBoundaries-PAK-ADM1.geojson"
+
+
+@pytest.fixture(scope="module", params=REGIONS)
+def shipped(request):
+    config = compose("prepare", [f"region={request.param}"]).region
+    region = Region.from_config(config)
+    return region, Outlines.of_region(region), pd.read_csv(config.towns)
 
 
 def test_inside_outside_and_not_a_number(toy):
@@ -147,7 +154,10 @@ def test_named_attribute_is_used(tmp_path):
 
 
 def test_shipped_outlines_share_borders_without_gap_or_overlap(shipped):
-    _, outlines = shipped
+    region, outlines, _ = shipped
+    report = outlines.check(region)
+    assert report.is_clean
+    assert report.lines() == []
     together = shapely.union_all(np.array(outlines.polygons, object))
     assert together.geom_type == "Polygon"
     assert not together.interiors
@@ -155,8 +165,86 @@ def test_shipped_outlines_share_borders_without_gap_or_overlap(shipped):
 
 
 def test_shipped_outlines_hold_the_towns(shipped):
-    region, outlines = shipped
-    towns = pd.read_csv(PACKAGE_DIR / "assets" / "towns" / "pakistan.csv")
+    region, outlines, towns = shipped
     found = outlines.province_of(towns[["latitude", "longitude"]].to_numpy())
     stated = np.array([region.index_of(name) for name in towns["province"]])
     assert (found == stated).mean() >= 0.97
+
+
+def winding_number(ring, lat, lon):
+    """Turns of a ring around a point, edge by edge: the textbook's way."""
+    turns = 0
+    for (x0, y0), (x1, y1) in pairwise(ring):
+        left = (x1 - x0) * (lat - y0) - (lon - x0) * (y1 - y0)
+        if y0 <= lat < y1 and left > 0:
+            turns += 1
+        elif y1 <= lat < y0 and left < 0:
+            turns -= 1
+    return turns
+
+
+def naive_province(outlines, lat, lon):
+    for index, polygon in enumerate(outlines.polygons):
+        rings = shapely.get_rings(shapely.get_parts(polygon))
+        if (
+            sum(winding_number(shapely.get_coordinates(r).tolist(), lat, lon) != 0 for r in rings)
+            % 2
+        ):
+            return index
+    return -1
+
+
+def test_shipped_outlines_agree_with_the_winding_number(shipped):
+    _, outlines, _ = shipped
+    south, west, north, east = outlines.bounds_deg
+    points = np.random.default_rng(2).uniform((south, west), (north, east), (400, 2))
+    expected = [naive_province(outlines, lat, lon) for lat, lon in points.tolist()]
+    assert outlines.province_of(points).tolist() == expected
+    assert -1 in expected
+
+
+@st.composite
+def stars(draw):
+    """A ring around the origin that does not cross itself, of any shape else."""
+    radii = draw(st.lists(st.floats(0.2, 3), min_size=3, max_size=12))
+    turn = draw(st.floats(0, 6))
+    angles = turn + np.arange(len(radii)) * 2 * np.pi / len(radii)
+    return np.stack((radii * np.cos(angles), radii * np.sin(angles)), 1)
+
+
+@given(stars(), st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=1, max_size=20))
+def test_any_outline_agrees_with_the_winding_number(star, points):
+    polygon = shapely.Polygon(star, [0.3 * star])
+    outlines = Outlines((polygon,))
+    clear = [p for p in points if polygon.boundary.distance(shapely.Point(p[::-1])) > 1e-9]
+    expected = [naive_province(outlines, lat, lon) for lat, lon in clear]
+    assert outlines.province_of(np.reshape(clear, (-1, 2))).tolist() == expected
+
+
+def test_chunks_change_nothing(toy, monkeypatch):
+    points = np.random.default_rng(0).uniform(-0.5, 2.5, (101, 2))
+    whole = toy.province_of(points)
+    monkeypatch.setattr("geopak.geo.boundaries._CHUNK", 7)
+    np.testing.assert_array_equal(toy.province_of(points), whole)
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="no reference file beside the checkout")
+def test_a_published_file_is_read_as_it_is():
+    region = Region.from_config(compose("prepare").region)
+    outlines = Outlines.load(REFERENCE, region)
+    assert outlines.num_features == (1,) * region.num_provinces
+    south, west, north, east = outlines.bounds_deg
+    points = np.random.default_rng(4).uniform((south, west), (north, east), (150, 2))
+    expected = [naive_province(outlines, lat, lon) for lat, lon in points.tolist()]
+    assert outlines.province_of(points).tolist() == expected
+    capital = region.find("ICT")
+    assert outlines.province_of([[33.7, 73.06], [24.9, 67.0]]).tolist() == [
+        capital, region.find("Sindh")
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_of_an_older_version_still_loads(toy):
+    old = {key: toy.to_dict()[key] for key in ("polygons_wkb_hex", "ignored")}
+    again = Outlines.from_dict(old)
+    assert again.province_of([[0.5, 0.5]]).tolist() == [0]
+    assert again.check(REGION).several_features == {}

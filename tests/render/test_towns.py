@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geopak.cli import CONFIG_DIR, PACKAGE_DIR, compose
 from geopak.errors import RegionError, TableError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
@@ -23,21 +24,31 @@ def city(number: int, name: str, lat: float, lon: float, population: int, code: 
     }
 
 
-def test_shipped_table(towns: Towns, region: Region) -> None:
-    assert 450 <= len(towns) <= 650
+REGIONS = sorted(file.stem for file in (CONFIG_DIR / "region").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_shipped_tables(name: str) -> None:
+    config = compose("prepare", [f"region={name}"]).region
+    region = Region.from_config(config)
+    towns = Towns.read(config.towns, region)
+    assert 100 <= len(towns) <= 650
     assert (towns.population > 0).all()
     assert set(towns.province_id) == set(range(region.num_provinces))
     assert len(set(zip(towns.name, map(tuple, towns.latlon_deg), strict=True))) == len(towns)
+    assert (
+        Outlines.of_region(region).province_of(towns.latlon_deg) == towns.province_id
+    ).mean() >= 0.97
 
 
-def test_shipped_table_agrees_with_the_outlines(towns: Towns, outlines: Outlines) -> None:
-    assert (outlines.province_of(towns.latlon_deg) == towns.province_id).mean() >= 0.97
-
-
-def test_shipped_table_is_attributed(settings: dict) -> None:
-    text = (Path(settings["region"]["towns"]).parent / "README.md").read_text()
+def test_shipped_tables_are_attributed_and_can_be_made_again() -> None:
+    folder = PACKAGE_DIR / "assets" / "towns"
+    text = (folder / "README.md").read_text()
     assert "GeoNames" in text
     assert "Creative Commons Attribution 4.0" in text
+    for table in folder.glob("*.csv"):
+        assert f"`{table.name}`" in text
+        assert f"--out src/geopak/assets/towns/{table.name}" in text
 
 
 def test_making_a_table_for_any_country() -> None:

@@ -190,6 +190,13 @@ class Region:
         urban = dict(config.get("urban") or {})
         rule = {f.name for f in dataclasses.fields(UrbanRule)}
         _check_keys("region.urban", urban, rule, "a setting of the urban rule")
+        names = config.get("boundary_names") or {}
+        if not isinstance(names, Mapping):
+            example = provinces[0].key if provinces else "province"
+            raise RegionError(
+                f"region.boundary_names={names!r} must map names in the file to provinces: "
+                f"region.boundary_names={{SPELLING: {example}}}."
+            )
         name = str(config["name"])
         return cls(
             name=name,
@@ -198,10 +205,7 @@ class Region:
             boundaries=config.get("boundaries"),
             boundary_name_field=config.get("boundary_name_field"),
             boundary_layer=config.get("boundary_layer"),
-            boundary_names={
-                str(spelling): str(province)
-                for spelling, province in (config.get("boundary_names") or {}).items()
-            },
+            boundary_names={str(spelling): str(province) for spelling, province in names.items()},
             boundary_edges=config.get("boundary_edges") or "planar",
             urban=UrbanRule(**urban),
         )
