@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from geopak.cli import compose
+from geopak.data.manifest import read_manifest
 from geopak.errors import ConfigError, PreparedSetError, TableError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
@@ -15,6 +16,15 @@ from geopak.geo.region import Region
 from geopak.prepare import prepare
 
 NUM_PHOTOS = 210
+
+
+def hidden(folder):
+    return {p.name for p in folder.iterdir() if p.name.startswith(".")}
+
+
+def content(folder, *names):
+    found = read_manifest(folder)["content"]
+    return {name: found[name] for name in names}
 
 
 def photo_table(root, seed=0):
@@ -54,7 +64,7 @@ def photo_table(root, seed=0):
     bad["id"] = ["swapped", "sea", "missing", "label", "p001", "broken"]
     bad[["latitude", "longitude"]] = bad[["latitude", "longitude"]].astype(object)
     bad.iloc[0, [2, 3]] = bad.iloc[0, [3, 2]].to_numpy()
-    bad.iloc[1, [2, 3]] = [20.0, 63.0]
+    bad.iloc[1, [2, 3]] = [20.01, 63.02]
     bad.iloc[2, 1] = "photos/none.png"
     bad.iloc[3, 4] = "Atlantis"
     bad.iloc[5, 1] = "photos/broken.png"
@@ -70,7 +80,7 @@ def made(tmp_path_factory):
     frame = pd.read_csv(root / "photos.csv", dtype=str)
     frame.loc[10, "province"] = region.names[(10 + 1) % region.num_provinces]
     frame.to_csv(root / "photos.csv", index=False)
-    return root, region, prepare(compose("prepare", [f"root={root}", "workers=1"]))
+    return root, region, prepare(compose("prepare", [f"root={root}", "executor.workers=1"]))
 
 
 def test_writes_everything(made):
@@ -78,13 +88,12 @@ def test_writes_everything(made):
     out = root / "prepared"
     assert {p.name for p in out.iterdir()} == {
         "photos.parquet", "rejected.parquet", "label_disagreements.csv", "cells.parquet",
-        "cells.geojson", "map.png", "summary.json",
+        "cells.geojson", "summary.json", "manifest.json", "report.html", "figures",
     }  # fmt: skip
-    assert [p.name for p in root.iterdir() if p.name.startswith(".")] == []
+    assert hidden(root) == {".examined", ".prepared.lock"}
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert str(root) not in (out / "summary.json").read_text()
-    with Image.open(out / "map.png") as image:
-        assert image.width > 1000
+    for name in ("summary.json", "manifest.json", "report.html", "cells.geojson"):
+        assert str(root) not in (out / name).read_text()
     geojson = json.loads((out / "cells.geojson").read_text())
     assert len(geojson["features"]) == summary["cells"]["total"]
     assert CellTable.read(out / "cells.parquet").num_cells == summary["cells"]["total"]
@@ -100,7 +109,7 @@ def test_counts_add_up_and_exactly_the_bad_rows_are_rejected(made):
         "missing": "file_missing",
         "label": "unknown_province",
         "p001": "duplicate_id",
-        "broken": "undecodable",
+        "broken": "undecodable_truncated",
     }
     assert rejected["line"].to_list() == list(range(NUM_PHOTOS + 2, NUM_PHOTOS + 8))
     assert set(rejected["file"]) == {"photos.csv"}
@@ -133,11 +142,14 @@ def test_another_order_of_rows_makes_the_same_set(made, tmp_path):
     frame = pd.read_csv(root / "photos.csv", dtype=str)
     first = frame.drop_duplicates("id").sample(frac=1, random_state=0)
     pd.concat([first, frame[frame["id"].duplicated()]]).to_csv(tmp_path / "t.csv", index=False)
-    overrides = [f"root={root}", f"tables=[{tmp_path}/t.csv]", f"out={tmp_path}/out", "workers=1"]
+    overrides = [f"root={root}", f"tables=[{tmp_path}/t.csv]", f"out={tmp_path}/out", "executor.workers=1"]
     again = prepare(compose("prepare", overrides))
-    assert again["fingerprints"] == summary["fingerprints"]
-    other = prepare(compose("prepare", [*overrides, "seed=5"]))
-    assert other["fingerprints"]["photos"] != summary["fingerprints"]["photos"]
+    assert content(tmp_path / "out", "photos", "photo_files", "cells") == content(
+        root / "prepared", "photos", "photo_files", "cells"
+    )
+    prepare(compose("prepare", [*overrides, "seed=5"]))
+    assert content(tmp_path / "out", "photo_files") == content(root / "prepared", "photo_files")
+    assert content(tmp_path / "out", "photos") != content(root / "prepared", "photos")
 
 
 def test_the_command_reports_errors_without_a_traceback(tmp_path):
@@ -155,11 +167,11 @@ def test_an_unfinished_run_leaves_the_old_set(made, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("geopak.prepare.write_preparation_map", fail)
+    monkeypatch.setattr("geopak.prepare.write_preparation_report", fail)
     with pytest.raises(OSError, match="disk full"):
-        prepare(compose("prepare", [f"root={root}", "workers=1", "seed=3"]))
+        prepare(compose("prepare", [f"root={root}", "executor.workers=1", "seed=3"]))
     assert json.loads((root / "prepared/summary.json").read_text()) == summary
-    assert [p.name for p in root.iterdir() if p.name.startswith(".")] == []
+    assert hidden(root) == {".examined", ".prepared.lock"}
 
 
 def test_foreign_folders_are_not_replaced(made, tmp_path):

@@ -33,7 +33,7 @@ from rich.table import Table
 from geopak.cli import entry_point
 from geopak.data.atomic import replaced_folder
 from geopak.data.diagnosis import Thresholds
-from geopak.data.ingest import read_sources
+from geopak.data.ingest import read_sources, source_names
 from geopak.data.manifest import (
     file_sha256,
     make_manifest,
@@ -344,16 +344,11 @@ def _rejected_table(raw: pd.DataFrame, rejected: pd.DataFrame) -> pd.DataFrame:
 
 def _inputs(cfg: DictConfig, raw: pd.DataFrame) -> list[dict[str, Any]]:
     """Name, rows and content hash of every source; names only, a set may be moved."""
-    rows = raw["file"].value_counts(sort=False)
-    hashes = {Path(t).name: file_sha256(t) for t in cfg.tables}
-    return [
-        {
-            "file": str(name),
-            "rows": int(count),
-            **({"sha256": hashes[Path(str(name)).name]} if Path(str(name)).name in hashes else {}),
-        }
-        for name, count in rows.items()
-    ]
+    rows = raw["file"].value_counts()
+    tables = zip(source_names(cfg.tables), cfg.tables, strict=True)
+    entries = {name: {"file": name, "sha256": file_sha256(path)} for name, path in tables}
+    folders = {str(name): {"file": str(name)} for name in sorted(rows.index) if name not in entries}
+    return [{**entry, "rows": int(rows[name])} for name, entry in (entries | folders).items()]
 
 
 def _name(path: str | None) -> str | None:

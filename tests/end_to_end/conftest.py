@@ -79,7 +79,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "contact_sheet=0",
     )
     assert made.status == 0, made.text
-    prepared = run_command("prepare", "workers=1")
+    prepared = run_command("prepare", "executor.workers=1")
     assert prepared.status == 0, prepared.text
     yield folder
     if before is None:

@@ -67,7 +67,7 @@ def test_another_prepared_set_is_refused_unless_meant(
     home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
 ) -> None:
     other = tmp_path / "prepared"
-    outcome = command("prepare", f"out={other}", "workers=1", "seed=5")
+    outcome = command("prepare", f"out={other}", "executor.workers=1", "seed=5")
     assert outcome.status == 0, outcome.text
     arguments = [f"ckpt={phases[2]}", f"prepared={other}", f"out={tmp_path / 'report'}"]
     outcome = command("evaluate", *arguments)
