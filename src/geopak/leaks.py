@@ -16,7 +16,7 @@ from geopak.cli import entry_point
 from geopak.data.ingest import read_split_table
 from geopak.data.leaks import LeakReport, leak_report
 from geopak.data.partitions import ExecutorSettings, map_partitions
-from geopak.data.quality import examine_files
+from geopak.data.quality import crashed_files, examine_files
 from geopak.errors import TableError
 from geopak.options import plain
 
@@ -56,6 +56,7 @@ def _hashes(photos: pd.DataFrame, table: Path, root: Path, workers: int | None) 
         store=None,
         executor=ExecutorSettings(workers=workers),
         describe="hashing photos",
+        failed=crashed_files,
     )
     return measures["phash"].where(measures["error"].isna()).set_axis(photos.index)
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import PIL
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -43,7 +44,14 @@ from geopak.data.manifest import (
 )
 from geopak.data.partitions import ExecutorSettings, map_partitions
 from geopak.data.provinces import ProvinceSettings, assign_provinces
-from geopak.data.quality import QualitySettings, examine_files, judge
+from geopak.data.quality import (
+    MEASURES_VERSION,
+    QualitySettings,
+    crashed_files,
+    examine_files,
+    judge,
+    may_pass,
+)
 from geopak.data.split import SPLITS, SplitSettings, read_previous, split_with_report
 from geopak.data.table import (
     ORIGIN_COLUMNS,
@@ -148,11 +156,9 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
     root, out = Path(cfg.root), Path(cfg.out)
     _check_out(out, root)
     previous = None if settings.split.previous is None else read_previous(settings.split.previous)
+    clock = _Clock()
+    raw = read_sources(list(cfg.tables), list(cfg.folders), root, plain(cfg.columns))
     with replaced_folder(out) as folder:
-        clock = _Clock()
-        raw = read_sources(
-            list(cfg.tables), list(cfg.folders), root, plain(cfg.columns)
-        )
         photos, invalid = validate(raw, root, region, settings.validation)
         clock.lap("ingest")
         # Before quality, lest a misplaced photo be kept as the original of a duplicate and go.
@@ -280,6 +286,9 @@ def _examine(
         store=None if work is None else Path(work) / "examined",
         executor=settings.executor,
         describe="examining photos",
+        version=f"{MEASURES_VERSION}, Pillow {PIL.__version__}",
+        passing=may_pass,
+        failed=crashed_files,
     )
 
 

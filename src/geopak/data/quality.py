@@ -41,6 +41,8 @@ _MEASURES = {
     "contrast": "float64", "sharpness": "float64", "flat_design": "float64",
     "text_lines": "float64", "sha256": "string", "phash": "object",
 }  # fmt: skip
+# Raised whenever a measure changes, so that measures kept from earlier are taken anew.
+MEASURES_VERSION = 1
 ERROR_KINDS = {
     "missing": "there is no such file",
     "unreadable": "the file cannot be read: no permission, a folder, a failing disk",
@@ -51,6 +53,7 @@ ERROR_KINDS = {
     "truncated": "the file ends too early",
     "too_many_pixels": "more pixels than can be decoded safely, as decompression bombs have",
     "corrupt": "an image whose content cannot be decoded",
+    "crashed": "examining it ended the process, by memory or a fault in a decoder",
 }
 
 
@@ -149,6 +152,26 @@ def examine_files(paths: Sequence[str]) -> pd.DataFrame:
             for (name, kind), values in zip(_MEASURES.items(), columns, strict=True)
         }
     )
+
+
+def crashed_files(paths: Sequence[str], why: str) -> pd.DataFrame:
+    """The rows of photos that ended every process that examined them.
+
+    Args:
+        paths: files.
+        why: what happened, in words.
+
+    Returns:
+        As :func:`examine_files`.
+    """
+    frame = examine_files(())
+    row = (f"cannot be examined: {why}", "crashed", 0, 0, 0.0, 0.0, 0.0, 0.0, "", b"")
+    return pd.DataFrame([row] * len(paths), columns=frame.columns).astype(frame.dtypes.to_dict())
+
+
+def may_pass(measures: pd.DataFrame) -> pd.Series:
+    """(N,) whether a photo's error is one of the moment, such as a disk that does not answer."""
+    return measures["error_kind"].isin(["missing", "unreadable"])
 
 
 @dataclass(frozen=True)
