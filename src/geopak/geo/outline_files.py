@@ -188,12 +188,12 @@ def along_geodesics(
             out.append(points[last : edge + 1])
             ends = points[edge : edge + 2]
             forward = tuple(ends[0]) <= tuple(ends[1])
-            first, second = ends if forward else ends[::-1]
+            (lon_a, lat_a), (lon_b, lat_b) = (ends if forward else ends[::-1]).tolist()
             between = geod.inv_intermediate(
-                *first, *second, npts=int(pieces[edge]) - 1, return_back_azimuth=False
+                lon_a, lat_a, lon_b, lat_b, npts=int(pieces[edge]) - 1, return_back_azimuth=False
             )
             inner = np.stack((between.lons, between.lats), axis=1)
-            inner[:, 0] += 360 * np.round((first[0] - inner[:, 0]) / 360)
+            inner[:, 0] += 360 * np.round((lon_a - inner[:, 0]) / 360)
             out.append(inner if forward else inner[::-1])
             last = edge + 1
         return np.concatenate([*out, points[last:]])
