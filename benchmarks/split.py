@@ -5,14 +5,17 @@
 
 Places are those of ``benchmarks.geocells``; photos side by side make albums of an author's day, and
 some are a traveller's who is elsewhere the same day. Every size is measured in a process of its
-own, so that peaks of memory are its own. It prints one line of JSON per size: ``seconds`` and
-``peak_mb`` (libraries and photos included) of the split, ``leak_seconds`` of the report on it,
-``buffer_share``, ``worst_size_off`` (the largest difference of a province's share of val or test
-from the asked) and ``moved_share`` (photos that change between train, val and test when a tenth of
-the rows is added). ``violations`` counts what must not be, and none is wanted: held-out photos with
-a train photo within the distance, of the same author and day or album, and likewise val photos and
-test; rows whose split depends on their order; provinces whose shares are off by more than a
-hundredth. ``value`` is the peak of memory and ``limit`` what it may be.
+own, so that peaks of memory are its own. It prints one line of JSON per size:
+
+``seconds``, ``cpu_seconds`` and ``peak_mb`` (libraries and photos included) of the split,
+``leak_seconds`` of the leak reports on it, ``buffer_share``, ``worst_size_off`` (the largest
+difference of a province's share of val or test from the asked) and ``moved_share`` (photos that
+change between train, val and test when a tenth of the rows is added).
+
+``violations`` counts what must not be, and none is wanted: held-out photos with a train photo
+within the distance, of the same author and day or album, and likewise val photos and test; rows
+whose split depends on their order; provinces whose shares are off by more than a hundredth.
+``value`` is the peak of memory and ``limit`` what it may be.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,17 +70,19 @@ def draw_photos(num_points: int) -> pd.DataFrame:
     )
 
 
-def measure(num_points: int) -> dict[str, Any]:
-    """Splits once, and looks at the result."""
+def measure(file: Path) -> dict[str, Any]:
+    """Splits the photos of a table once, and looks at the result."""
     from geopak.data.leaks import leak_report
     from geopak.data.split import SplitSettings, split_photos, split_with_report
 
-    photos = draw_photos(num_points)
+    photos = pd.read_parquet(file)
+    num_points = len(photos)
     settings = SplitSettings()
     before_mb = _peak_mb()
-    clock = time.perf_counter()
+    clock, cpu = time.perf_counter(), time.process_time()
     result = split_with_report(photos, settings, seed=17)
-    seconds, peak_mb = time.perf_counter() - clock, _peak_mb()
+    seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
+    peak_mb = _peak_mb()
     clock = time.perf_counter()
     labelled = photos.assign(split=result.split)
     reports = [
@@ -110,6 +117,7 @@ def measure(num_points: int) -> dict[str, Any]:
         "name": "split",
         "points": num_points,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
         "leak_seconds": round(leak_seconds, 2),
         "before_mb": round(before_mb),
         "peak_mb": round(peak_mb),
@@ -133,14 +141,21 @@ def _peak_mb() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--points", type=int, help="one size; default: all of them")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--draw", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.here:
-        print(json.dumps(measure(args.points)), flush=True)
+    if args.draw:
+        draw_photos(args.points).to_parquet(args.draw)
+        return
+    if args.measure:
+        print(json.dumps(measure(args.measure)), flush=True)
         return
     for num_points in [args.points] if args.points else SIZES:
-        command = [sys.executable, "-m", "benchmarks.split", "--here", "--points", str(num_points)]
-        subprocess.run(command, check=True)
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "photos.parquet")
+            command = [sys.executable, "-m", "benchmarks.split"]
+            subprocess.run([*command, "--points", str(num_points), "--draw", file], check=True)
+            subprocess.run([*command, "--measure", file], check=True)
 
 
 if __name__ == "__main__":

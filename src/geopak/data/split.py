@@ -614,8 +614,8 @@ def _describe(
         ]
         if lacking and groups < _FEWEST_GROUPS:
             notes.append(
-                f"nothing can be held out: its photos are {groups} of the {units} that must not be "
-                f"cut, and train, val and test need one each"
+                f"nothing can be held out: its photos make {groups} of the {units} that are not to "
+                "be cut, and train, val and test need one each"
             )
         elif lacking:
             notes.append(
