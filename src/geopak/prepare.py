@@ -304,7 +304,7 @@ def _outdoors(
         functools.partial(indoor_scores, classifier=classifier),
         [str(root / path) for path in photos["path"]],
         store=None if work is None else Path(work) / "indoor",
-        executor=dataclasses.replace(settings.executor, name="local", workers=1),
+        executor=settings.executor.in_this_process(),
         describe="telling indoors from outdoors",
     ).set_axis(photos.index)
     probability = scores["indoor_probability"]
@@ -365,12 +365,14 @@ def _name(path: str | None) -> str | None:
 
 
 def _file_entry(path: str) -> dict[str, Any]:
+    """Name and hash of a file, of all files of a Shapefile, of a prepared set's photos."""
     file = Path(path)
-    # An earlier prepared set is what its table of photos is.
-    return {
-        "file": file.name,
-        "sha256": file_sha256(file / "photos.parquet" if file.is_dir() else file),
-    }
+    if file.is_dir():
+        return {"file": file.name, "sha256": file_sha256(file / "photos.parquet")}
+    if file.suffix.lower() == ".shp":
+        parts = sorted(p for p in file.parent.glob(f"{file.stem}.*") if p.is_file())
+        return {"file": file.name, "sha256": {p.name: file_sha256(p) for p in parts}}
+    return {"file": file.name, "sha256": file_sha256(file)}
 
 
 def _shown_measures(

@@ -223,9 +223,9 @@ def _few_photos(case: _Case) -> Iterator[Finding]:
     ):
         counts = case.num_by_split[split]
         few = [
-            (case.region.names[k], f"{n:,}")
-            for k, n in counts.sort_values(kind="stable").items()
-            if n < least
+            (case.region.names[k], f"{counts[k]:,}")
+            for k in np.argsort(counts.to_numpy(), kind="stable")
+            if counts[k] < least
         ]
         if few:
             yield Finding(
@@ -239,7 +239,7 @@ def _imbalance(case: _Case) -> Iterator[Finding]:
     counts = case.num_by_split["train"]
     ratio = counts.max() / max(1, counts.min())
     if ratio > case.limits.max_imbalance:
-        most, fewest = case.region.names[counts.idxmax()], case.region.names[counts.idxmin()]
+        most, fewest = (case.region.names[k] for k in (counts.argmax(), counts.argmin()))
         yield Finding(
             "weak", "imbalance",
             f"{most} has {ratio:,.0f} times as many train photos as {fewest} "
@@ -305,7 +305,8 @@ def _labels(case: _Case) -> Iterator[Finding]:
         if wrong.any():
             pairs = photos.loc[wrong & ~near, ["label_province", "province"]].value_counts()
             worst = ", ".join(
-                f"{label} said, {found} found: {n:,}" for (label, found), n in pairs[:3].items()
+                f"{label} said, {found} found: {n:,}"
+                for label, found, n in pairs[:3].reset_index().itertuples(index=False)
             )
             yield Finding(
                 "weak" if share > case.limits.max_label_noise else "note", "label noise",
@@ -354,9 +355,9 @@ def _article(noun: str) -> str:
 def _buffer(case: _Case) -> Iterator[Finding]:
     shares = case.num_by_split["buffer"] / case.num_by_split.sum(axis=1).clip(lower=1)
     costly = [
-        (case.region.names[k], _percent(share))
-        for k, share in shares.sort_values(ascending=False).items()
-        if share > case.limits.max_buffer_share
+        (case.region.names[k], _percent(float(shares[k])))
+        for k in np.argsort(-shares.to_numpy(), kind="stable")
+        if shares[k] > case.limits.max_buffer_share
     ]
     if costly:
         yield Finding(

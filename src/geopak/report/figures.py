@@ -85,7 +85,8 @@ def draw_error_map(
         region: names the provinces.
         outlines: province outlines.
     """
-    true, predicted = np.asarray(latlon_deg, float), np.asarray(predicted_latlon_deg, float)
+    true = outlines.in_frame(latlon_deg)
+    predicted = outlines.in_frame(predicted_latlon_deg)
     error = np.asarray(error_km, float)
     level = np.searchsorted(THRESHOLDS_KM, error)
     figure = new_figure(9.5, 8.2)

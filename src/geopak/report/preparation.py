@@ -287,14 +287,12 @@ def _rejected_section(made: Preparation) -> Section:
     if counts.empty:
         return Section("Rejected rows", ["None."])
     firsts = made.rejected.drop_duplicates("reason").set_index("reason")
+    firsts = firsts.loc[counts.index, ["file", "line", "detail"]]
     rows = [
-        [
-            str(reason),
-            f"{count:,}",
-            f"{firsts.loc[reason, 'file']}, line {firsts.loc[reason, 'line']}: "
-            f"{_shortened(firsts.loc[reason, 'detail'])}",
-        ]
-        for reason, count in counts.items()
+        [str(reason), f"{count:,}", f"{file}, line {line}: {_shortened(detail)}"]
+        for (reason, count), (file, line, detail) in zip(
+            counts.items(), firsts.itertuples(index=False), strict=True
+        )
     ]
     return Section(
         "Rejected rows",
@@ -346,13 +344,13 @@ def _label_section(made: Preparation) -> Section:
     title = "Province labels"
     if wrong.empty:
         return Section(title, ["No label disagrees with its coordinates."])
-    counts = wrong.groupby(["label_province", "province"]).agg(
+    counts = wrong.groupby(["label_province", "province"], as_index=False).agg(
         photos=("id", "size"), near_border=("near_border", "sum")
     )
     counts = counts.sort_values("photos", ascending=False, kind="stable")
     rows = [
-        [str(label), str(found), f"{row['photos']:,}", f"{row['near_border']:,}"]
-        for (label, found), row in counts.head(_MOST_ROWS).iterrows()
+        [str(label), str(found), f"{photos:,}", f"{near:,}"]
+        for label, found, photos, near in counts.head(_MOST_ROWS).itertuples(index=False)
     ]
     return Section(
         title,
@@ -398,7 +396,10 @@ def _origin_section(made: Preparation) -> Section:
 
 def _facts(made: Preparation) -> list[Sequence[str]]:
     manifest = made.manifest
-    facts = [("set id", manifest["set_id"]), ("geopak", manifest["geopak"])]
+    facts: list[Sequence[str]] = [
+        ("set id", manifest["set_id"]),
+        ("geopak", manifest["geopak"]),
+    ]
     facts += [
         (f"input {entry['file']}", f"{entry['rows']:,} rows, sha256 {entry.get('sha256', '–')}")
         for entry in manifest["inputs"]["tables"]

@@ -47,7 +47,7 @@ def draw_split_map(
         outlines: province outlines.
         region: names the provinces.
     """
-    points = np.asarray(latlon_deg, float).reshape(-1, 2)
+    points = outlines.in_frame(latlon_deg)
     of_split = np.asarray(split, object)
     figure = new_figure(9.5, 8.2)
     ax = figure.subplots()
@@ -86,16 +86,18 @@ def draw_cells_before_and_after(
     figure = new_figure(15, 7.2)
     left, right = figure.subplots(1, 2)
     palette = np.array(province_colors(region.num_provinces), object)
+    raw_deg = outlines.in_frame(before.center_latlon_deg)
+    centers_deg = outlines.in_frame(cells.center_latlon_deg)
     draw_provinces(left, outlines, region, alpha=0.1, labels=False)
     dense = ~before.is_noise
     _draw_cells(
-        left, before.center_latlon_deg[dense], before.radius_km[dense],
+        left, raw_deg[dense], before.radius_km[dense],
         palette[before.province_id[dense]],
     )  # fmt: skip
     if before.is_noise.any():
         noise = before.is_noise
         draw_circles_km(
-            left, before.center_latlon_deg[noise], before.radius_km[noise],
+            left, raw_deg[noise], before.radius_km[noise],
             [_NOISE_COLOR] * int(noise.sum()), alpha=0.16,
         )  # fmt: skip
         left.legend(
@@ -108,7 +110,7 @@ def draw_cells_before_and_after(
     largest = float(before.radius_km.max()) if len(before.radius_km) else 0.0
     set_title(left, f"Before: {dense.sum():,} clusters, radius up to {largest:,.0f} km")
     draw_provinces(right, outlines, region, alpha=0.1, labels=False)
-    _draw_cells(right, cells.center_latlon_deg, cells.radius_km, palette[cells.province_id])
+    _draw_cells(right, centers_deg, cells.radius_km, palette[cells.province_id])
     counts = np.bincount(cells.province_id, minlength=region.num_provinces)
     right.legend(
         handles=[
@@ -152,7 +154,7 @@ def draw_cell_histograms(path: str | Path, before: RawClusters, cells: CellTable
 def _draw_pair(ax: Axes, before: ArrayLike, after: ArrayLike, floor: float) -> None:
     values = [np.maximum(np.asarray(v, float), floor) for v in (before, after)]
     top = max(float(v.max()) if len(v) else floor for v in values)
-    bins = np.geomspace(floor, max(top, floor * 1.01) * 1.001, 36)
+    bins = np.geomspace(floor, max(top, floor * 1.01) * 1.001, 36).tolist()
     for value, label, color in zip(
         values, ("before", "after"), (_BEFORE_COLOR, MODEL_COLOR), strict=True
     ):
@@ -186,7 +188,7 @@ def draw_quality_histograms(
         low, high = (float(shown.min()), float(shown.max())) if len(shown) else (1.0, 10.0)
         if least is not None:
             low, high = min(low, least), max(high, least)
-        bins = np.geomspace(max(low, 1e-2) * 0.95, max(high, low * 1.01) * 1.05, 40)
+        bins = np.geomspace(max(low, 1e-2) * 0.95, max(high, low * 1.01) * 1.05, 40).tolist()
         ax.hist(shown, bins, color=MODEL_COLOR, alpha=0.75)
         if least is not None:
             ax.axvline(least, color=_NOISE_COLOR, linewidth=1.2)
@@ -212,7 +214,7 @@ def draw_nearest_train(
     known = {name: np.maximum(np.asarray(d, float), least) for name, d in distance_km.items()}
     known = {name: d for name, d in known.items() if len(d)}
     top = max((float(d.max()) for d in known.values()), default=1.0)
-    bins = np.geomspace(least, max(top, 1.0) * 1.01, 60)
+    bins = np.geomspace(least, max(top, 1.0) * 1.01, 60).tolist()
     for name, distances in known.items():
         ax.hist(distances, bins, color=SPLIT_COLORS[name], alpha=0.65, label=name)
     if min_distance_km > 0:
