@@ -203,3 +203,14 @@ def test_a_defect_keeps_its_traceback() -> None:
     assert cli.as_geopak_error(ValueError("defect")) is None
     error = ConfigError("plain")
     assert cli.as_geopak_error(error) is error
+
+
+def test_a_key_may_have_the_name_of_another_commands_group() -> None:
+    assert compose("evaluate", ["split=val"]).split == "val"
+    assert compose("prepare", ["split=random"]).split.method == "random"
+    assert compose("train", ["phase=2"]).phase.index == 2
+    for command, override in (
+        ("prepare", "split=nowhere"), ("evaluate", "phase=2"), ("train", "split=random"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=override.partition("=")[0]):
+            compose(command, [override])

@@ -51,17 +51,19 @@ def home() -> Path:
     return _CHECKOUT if IN_CHECKOUT else Path.cwd()
 
 
-def _accept_integer_group_choices() -> None:
-    """Lets ``phase=2`` choose the file ``phase/2.yaml``.
+def _mend_group_overrides() -> None:
+    """Lets ``phase=2`` choose the file ``phase/2.yaml``, and ``split=val`` be a plain value.
 
-    Hydra parses the 2 as an integer and refuses it for a config group. Every way in (command line,
-    multirun, sweeper, compose API) passes through ``Overrides``, so it is mended there.
+    Hydra parses the 2 as an integer and refuses it for a config group; and it takes a key for a
+    config group wherever there is one of that name, though the command has only a value so named.
+    Every way in (command line, multirun, sweeper, compose API) passes through ``Overrides``, so
+    both are mended there.
     """
-    original = Overrides.__init__
-    if getattr(original, "_geopak", False):
+    if getattr(Overrides.__init__, "_geopak", False):
         return
+    original_init, original_check = Overrides.__init__, Overrides.ensure_overrides_used
 
-    @functools.wraps(original)
+    @functools.wraps(original_init)
     def init(self: Overrides, repo: Any, overrides_list: list[Any]) -> None:
         for override in overrides_list:
             value = override._value
@@ -75,10 +77,23 @@ def _accept_integer_group_choices() -> None:
                     f"{group}=null: a config group takes the name of a file in conf/{group}/, and "
                     f"~{group} takes it out."
                 )
-        original(self, repo, overrides_list)
+        original_init(self, repo, overrides_list)
+        typed = {override.get_key_element(): override for override in overrides_list}
+        self._typed = typed  # type: ignore[attr-defined]
+
+    @functools.wraps(original_check)
+    def ensure_overrides_used(self: Overrides) -> None:
+        for key, state in list(self.override_metadata.items()):
+            is_choice = key.partition("@")[0] in self.known_choices_per_group
+            if state.external_override and not state.used and not is_choice:
+                # A group of another command: here it is a key, or unknown, as the merge will say.
+                self.config_overrides.append(self._typed[key])  # type: ignore[attr-defined]
+                del self.override_metadata[key], self.override_choices[key]
+        original_check(self)
 
     init._geopak = True  # type: ignore[attr-defined]
     Overrides.__init__ = init  # type: ignore[method-assign]
+    Overrides.ensure_overrides_used = ensure_overrides_used  # type: ignore[method-assign]
 
 
 def _register_resolvers() -> None:
@@ -88,7 +103,7 @@ def _register_resolvers() -> None:
     )
 
 
-_accept_integer_group_choices()
+_mend_group_overrides()
 _register_resolvers()
 
 

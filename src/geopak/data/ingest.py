@@ -104,7 +104,8 @@ class ColumnNames:
         for k, name in enumerate(names):
             if k in renamed:
                 continue
-            if name in RESERVED_COLUMNS:
+            # A table that was split has been through all this: its origins are no one's concern.
+            if name in RESERVED_COLUMNS and "split" not in required:
                 raise TableError(
                     f"{where} has a column {name!r}, a name that is needed to say where a row "
                     "came from and what is wrong with it. Rename or remove it."
