@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from geopak.data.dataset import PreparedSet
     from geopak.task import GeolocationTask
 
+
 def build_region(cfg: DictConfig) -> Region:
     """The region of ``cfg.region``."""
     return Region.from_config(plain(cfg.region))
