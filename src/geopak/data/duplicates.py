@@ -1,8 +1,25 @@
 """Photos that look alike: a perceptual hash, and all pairs of near hashes at scale.
 
 The hash is 256 bits: the signs of a photo's lowest cosine frequencies about their median (pHash).
-Unrelated photos differ in about half of the bits, copies that were scaled, recompressed or slightly
-edited in a few.
+As half of them are always set, distances are even.
+
+Share of altered copies within 16 / 24 bits, measured on 20 real photos, 50 pictures with the
+spectrum of natural scenes, and 199 rendered ones of 150 pixels:
+
+| copy | real | generated | rendered |
+|---|---|---|---|
+| half, quarter size; JPEG at 50 or 25; blurred; grey | 1.00 / 1.00 | 1.00 / 1.00 | 0.99 / 1.00 |
+| sharpened; brighter by 15%; more contrast by 25% | 1.00 / 1.00 | 1.00 / 1.00 | 0.96 / 0.99 |
+| a line of text in a corner | 0.70 / 0.85 | 0.98 / 1.00 | 0.66 / 0.91 |
+| 1% cropped around | 0.95 / 1.00 | 0.98 / 1.00 | 1.00 / 1.00 |
+| 2% cropped around | 0.50 / 0.90 | 0.56 / 0.98 | 0.79 / 0.99 |
+| 2% cropped at a corner | 0.00 / 0.15 | 0.00 / 0.00 | 0.02 / 0.26 |
+| turned by 1 degree | 0.15 / 0.25 | 0.02 / 0.22 | 0.06 / 0.49 |
+| a border of 2%; 5% cropped around | 0.00 / 0.05 | 0.00 / 0.02 | 0.01 / 0.05 |
+
+Different pictures differ by 128 in the median and by no less than 72, but for plain ones that are
+nearly one picture: white walls with a door came as near as 20, facades with one grid of windows 28.
+So 16 drops copies and nothing else; 24 finds more of them, and some photos that are merely alike.
 """
 
 from __future__ import annotations
