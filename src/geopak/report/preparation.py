@@ -372,7 +372,8 @@ def _outline_section(made: Preparation) -> Section:
             f"{near:,} photos lie within {made.summary['config']['provinces']['border_km']:g} km "
             "of a border (near_border in photos.parquet)."
         ],
-        points=made.outline_report.lines(),
+        points=made.outline_report.lines()
+        or ["No overlap, gap or invalid ring was found in the outlines."],
     )
 
 

@@ -214,7 +214,12 @@ def draw_nearest_train(
     known = {name: np.maximum(np.asarray(d, float), least) for name, d in distance_km.items()}
     known = {name: d for name, d in known.items() if len(d)}
     top = max((float(d.max()) for d in known.values()), default=1.0)
-    bins = np.geomspace(least, max(top, 1.0) * 1.01, 60).tolist()
+    # An edge at the distance itself, so that no bar has photos of both of its sides.
+    middle = float(np.clip(min_distance_km, 2 * least, max(top, 1.0) / 2))
+    bins = [
+        *np.geomspace(least, middle, 20)[:-1].tolist(),
+        *np.geomspace(middle, max(top, 1.0) * 1.01, 40).tolist(),
+    ]
     for name, distances in known.items():
         ax.hist(distances, bins, color=SPLIT_COLORS[name], alpha=0.65, label=name)
     if min_distance_km > 0:

@@ -32,7 +32,7 @@ def tidy_axes(ax: Axes, grid: bool = True) -> None:
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(MUTED)
-    ax.tick_params(colors=INK, labelsize=8, length=3)
+    ax.tick_params(which="both", colors=INK, labelsize=8, length=3)
     if grid:
         ax.grid(color=GRID, linewidth=0.8)
         ax.set_axisbelow(True)
