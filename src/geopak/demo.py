@@ -93,6 +93,7 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
         },
         "num_test_photos": reports[2]["num_photos"],
         "split": "test",
+        "leaks": reports[2]["context"]["leaks"],
         "seconds": {**watch.seconds, "total": round(sum(watch.seconds.values()), 1)},
     }
     path = folder / "summary.json"
@@ -158,6 +159,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         )
     console = Console()
     console.print(table)
+    console.print(summary["leaks"], highlight=False, soft_wrap=True)
     console.print(f"report:     {folder / 'report' / 'report.html'}")
     console.print(f"prediction: {folder / 'prediction.png'}")
     console.print(f"summary:    {folder / 'summary.json'}, {summary['seconds']['total']:.0f} s")

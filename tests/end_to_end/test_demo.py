@@ -51,6 +51,8 @@ def test_demo_runs_every_step_and_sums_up(home: Path) -> None:
     assert (folder / "report" / "report.html").is_file()
     assert (folder / "prediction.png").is_file()
     assert "baseline: densest cell" in outcome.text
+    assert summary["leaks"].startswith("leaks: 0 of ")
+    assert summary["leaks"] in outcome.text
 
 
 def test_demo_of_another_country_needs_no_change_in_code(home: Path) -> None:
