@@ -34,8 +34,9 @@ from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 
 from geopak.cli import compose
-from geopak.data.partitions import ONE_THREAD, ExecutorSettings, map_partitions
+from geopak.data.partitions import ExecutorSettings, map_partitions
 from geopak.data.quality import examine_files
+from geopak.data.worker_pools import ONE_THREAD
 from geopak.options import plain
 from geopak.render.photoset import write_photo_set
 
