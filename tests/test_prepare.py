@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import pytest
 from PIL import Image
 
 from geopak.cli import compose
+from geopak.data.diagnosis import Thresholds
 from geopak.data.manifest import read_manifest
 from geopak.errors import ConfigError, PreparedSetError, TableError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
-from geopak.prepare import prepare
+from geopak.options import options, plain
+from geopak.prepare import Settings, prepare
 
 NUM_PHOTOS = 210
 
@@ -210,3 +213,13 @@ def test_unknown_setting_and_missing_column(made, tmp_path):
     (tmp_path / "t.csv").write_text("id,path,latitud,longitude\n1,a,2,3\n")
     with pytest.raises(TableError, match="no column 'latitude'"):
         prepare(compose("prepare", [f"root={root}", f"tables=[{tmp_path}/t.csv]"]))
+
+
+def test_configuration_and_code_agree_on_defaults():
+    settings = Settings.from_config(compose("prepare"))
+    for field in dataclasses.fields(settings):
+        section = getattr(settings, field.name)
+        if dataclasses.is_dataclass(section):
+            assert section == type(section)(), field.name
+    thresholds = compose("prepare").thresholds
+    assert options(Thresholds, plain(thresholds), "thresholds") == Thresholds()

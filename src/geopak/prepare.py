@@ -168,6 +168,7 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
         clock.lap("provinces")
         measures = _examine(photos, root, cfg.work, settings)
         photos, bad = judge(photos, measures, settings.quality)
+        num_crowded = int(photos.attrs.pop("num_crowded", 0))
         photos, indoor = _outdoors(photos, root, cfg.work, settings)
         clock.lap("quality")
         rejected = pd.concat([invalid, misplaced, bad, indoor])
@@ -211,6 +212,12 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
             **summarize(
                 region, table, rejected, disagreements, built.cells, built.before, len(raw)
             ),
+            # Photos that resemble so many others that look-alikes may have been missed.
+            "num_crowded": num_crowded,
+            "split_notes": [
+                *split.notes,
+                *(f"{region.names[p.province_id]}: {n}" for p in split.provinces for n in p.notes),
+            ],
             "leaks": examined.leaks.to_dict(),
             "leaks_headline": examined.leaks.headline(),
             "findings": [dataclasses.asdict(f) for f in examined.diagnosis.findings],
@@ -421,7 +428,14 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
         "all", *(f"{total[s]:,}" for s in SPLITS), f"{summary['cells']['total']:,}", style="bold"
     )
     console.print(table)
-    console.print(summary["leaks_headline"], highlight=False)
+    for note in summary["split_notes"]:
+        console.print(f"split: {note}", highlight=False, soft_wrap=True)
+    if summary["num_crowded"]:
+        console.print(
+            f"{summary['num_crowded']:,} photos resemble so many others that near-duplicates of "
+            "theirs may have been missed"
+        )
+    console.print(summary["leaks_headline"], highlight=False, soft_wrap=True)
     levels = [finding["level"] for finding in summary["findings"]]
     console.print(
         f"doctor: {levels.count('wrong')} wrong, {levels.count('weak')} weak "
@@ -429,8 +443,6 @@ def print_summary(summary: Mapping[str, Any], out: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if summary["config"]["split"]["method"] == "random":
-        console.print("[yellow]random split: for comparison only, it flatters every figure")
     console.print(f"prepared set: {out}", soft_wrap=True)
     console.print(f"report:       {out / 'report.html'}", soft_wrap=True)
 

@@ -23,14 +23,28 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def report_folder(home: Path, phases: dict[int, Path]) -> Path:
+def evaluated(phases: dict[int, Path]) -> Outcome:
     from .conftest import run_command
 
-    outcome = run_command(
-        "evaluate", f"ckpt={phases[2]}", "bootstrap_resamples=50", "num_workers=0"
-    )
-    assert outcome.status == 0, outcome.text
+    return run_command("evaluate", f"ckpt={phases[2]}", "bootstrap_resamples=50", "num_workers=0")
+
+
+@pytest.fixture(scope="module")
+def report_folder(evaluated: Outcome, phases: dict[int, Path]) -> Path:
+    assert evaluated.status == 0, evaluated.text
     return phases[2].parents[1] / "report-test"
+
+
+def test_results_are_printed_beside_baselines_and_leaks(
+    evaluated: Outcome, report_folder: Path
+) -> None:
+    report = json.loads((report_folder / "report.json").read_text())
+    leaks = report["context"]["leaks"]
+    assert leaks.startswith(f"leaks: 0 of {report['num_photos']} test photos have a train photo")
+    for text in (leaks, "baseline: densest cell", "baseline: province centroid true"):
+        assert text in evaluated.text
+    assert f"{report['end_to_end']['median_km']['value']:.1f}" in evaluated.text
+    assert leaks[1:] in (report_folder / "report.html").read_text()
 
 
 def test_report_has_all_its_parts(report_folder: Path) -> None:
@@ -73,6 +87,9 @@ def test_another_prepared_set_is_refused_unless_meant(
     outcome = command("evaluate", *arguments)
     assert outcome.status == 2
     assert "other_set=true" in outcome.text
+    outcome = command("evaluate", *arguments, "other_set=true", "bootstrap_resamples=20")
+    assert outcome.status == 0, outcome.text
+    assert "leaks: unknown, the model was trained on photos of another set" in outcome.text
 
 
 @pytest.mark.parametrize("known", ["none", "half"])

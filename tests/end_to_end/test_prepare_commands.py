@@ -85,7 +85,7 @@ def test_doctor(root: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     outcome = run_command("prepare", ONE, "seed=3", f"out={other}", "split=random")
     assert outcome.status == 0, outcome.text
-    assert "random split: for comparison only" in outcome.text
+    assert "split: a random split puts photos of one scene into train and test" in outcome.text
     outcome = run_command("prepare", "doctor", f"prepared={other}", f"against={root / 'prepared'}")
     text = outcome.text
     assert "[wrong] random split" in text

@@ -188,6 +188,7 @@ def _page(made: Preparation) -> Page:
                 if made.summary["config"]["split"]["method"] != "random"
                 else "Photos were drawn at random: for comparison only."
             ],
+            points=list(made.summary["split_notes"]),
             table=_province_table(made),
             figure=_figure("split_map"),
         ),
