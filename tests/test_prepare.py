@@ -64,7 +64,7 @@ def photo_table(root, seed=0):
         )
     table = pd.DataFrame(rows)
     bad = table.iloc[[0, 1, 2, 3, 4, 5]].copy()
-    bad["id"] = ["swapped", "sea", "missing", "label", "p001", "broken"]
+    bad["id"] = ["swapped", "sea", "missing", "q_label", "p001", "broken"]
     bad[["latitude", "longitude"]] = bad[["latitude", "longitude"]].astype(object)
     bad.iloc[0, [2, 3]] = bad.iloc[0, [3, 2]].to_numpy()
     bad.iloc[1, [2, 3]] = [20.01, 63.02]
@@ -82,6 +82,7 @@ def made(tmp_path_factory):
     region = photo_table(root)
     frame = pd.read_csv(root / "photos.csv", dtype=str)
     frame.loc[10, "province"] = region.names[(10 + 1) % region.num_provinces]
+    frame.loc[11, "province"] = "Atlantis"
     frame.to_csv(root / "photos.csv", index=False)
     return root, region, prepare(compose("prepare", [f"root={root}", "executor.workers=1"]))
 
@@ -110,7 +111,7 @@ def test_counts_add_up_and_exactly_the_bad_rows_are_rejected(made):
         "swapped": "coordinates_swapped",
         "sea": "outside_region",
         "missing": "file_missing",
-        "label": "unknown_province",
+        "q_label": "exact_duplicate",
         "p001": "duplicate_id",
         "broken": "undecodable_truncated",
     }
@@ -121,7 +122,10 @@ def test_counts_add_up_and_exactly_the_bad_rows_are_rejected(made):
     assert (rows["in"], rows["kept"], rows["rejected"]) == (NUM_PHOTOS + 6, NUM_PHOTOS, 6)
     assert sum(summary["split"]["total"].values()) == NUM_PHOTOS
     disagreements = pd.read_csv(root / "prepared/label_disagreements.csv")
-    assert disagreements["id"].to_list() == ["p010"]
+    # A wrong label, and one that names no province: both photos stay, where their coordinates are.
+    assert disagreements["id"].to_list() == ["p010", "p011"]
+    assert disagreements["label_province"][1] == "Atlantis"
+    assert disagreements["label_away_km"].isna().to_list() == [False, True]
 
 
 def test_photos_fit_cells_and_provinces(made):
@@ -200,7 +204,7 @@ def test_a_province_without_photos_is_named(made, tmp_path):
     root, region, _ = made
     frame = pd.read_csv(root / "photos.csv", dtype=str)
     frame[frame["province"] != region.names[6]].to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(PreparedSetError, match=f"No train photo in {region.names[6]}"):
+    with pytest.raises(PreparedSetError, match=f"No photo is left in {region.names[6]}"):
         prepare(
             compose("prepare", [f"root={root}", f"tables=[{tmp_path}/t.csv]", f"out={tmp_path}/o"])
         )

@@ -287,6 +287,9 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def reported(cfg: DictConfig) -> Any:
             try:
                 return function(cfg)
+            except KeyboardInterrupt:
+                print("\ninterrupted", file=sys.stderr)
+                raise SystemExit(130) from None
             except Exception as error:
                 mendable = as_geopak_error(error)
                 if mendable is None:

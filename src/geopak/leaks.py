@@ -6,9 +6,11 @@ Works for any table with a split, made here or elsewhere.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
@@ -16,9 +18,12 @@ from geopak.cli import entry_point
 from geopak.data.ingest import read_split_table
 from geopak.data.leaks import LeakReport, leak_report
 from geopak.data.partitions import ExecutorSettings, map_partitions
+from geopak.data.photo_paths import ResolvedPaths
 from geopak.data.quality import crashed_files, examine_files
-from geopak.errors import TableError
+from geopak.errors import ConfigError, TableError
 from geopak.options import plain
+
+log = logging.getLogger(__name__)
 
 
 def measure_leaks(cfg: DictConfig) -> LeakReport:
@@ -44,25 +49,34 @@ def measure_leaks(cfg: DictConfig) -> LeakReport:
 
 
 def _hashes(photos: pd.DataFrame, table: Path, root: Path, workers: int | None) -> pd.Series:
-    """(N,) perceptual hashes; missing where a photo does not decode."""
+    """(N,) perceptual hashes; missing where there is no photo below the root that decodes."""
     if "path" not in photos:
         raise TableError(
             f"{table} has no column 'path', so its photos cannot be hashed. Leave out "
             "hash_photos=true, or add the column."
         )
+    paths = ResolvedPaths(photos["path"].astype("string").fillna(""), root)
+    usable = np.ones(len(photos), bool)
+    for reason, rows, told in paths.problems():
+        usable &= ~rows
+        log.warning("%s rows: %s, such as: %s", f"{rows.sum():,}", reason, told.iloc[0])
     measures = map_partitions(
         examine_files,
-        [str(root / path) for path in photos["path"]],
+        [str(root / path) for path in paths.normal[usable]],
         store=None,
         executor=ExecutorSettings(workers=workers),
         describe="hashing photos",
         failed=crashed_files,
-    )
-    return measures["phash"].where(measures["error"].isna()).set_axis(photos.index)
+    ).set_axis(photos.index[usable])
+    for kind, count in measures["error_kind"].value_counts().items():
+        log.warning("%s photos cannot be hashed: %s", f"{count:,}", kind)
+    return measures["phash"].where(measures["error"].isna()).reindex(photos.index)
 
 
 @entry_point("leaks")
 def main(cfg: DictConfig) -> dict[str, Any]:
+    if cfg.out and not Path(cfg.out).resolve().parent.is_dir():
+        raise ConfigError(f"out={cfg.out}: there is no such folder. Make it first.")
     report = measure_leaks(cfg)
     print("\n".join([report.headline(), *report.lines()]))
     content = report.to_dict()

@@ -153,6 +153,9 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
     thresholds = options(Thresholds, plain(cfg.thresholds), "thresholds")
     region = Region.from_config(plain(cfg.region))
     outlines = Outlines.of_region(region)
+    outline_report = examine_outlines(outlines, region)
+    for line in outline_report.lines():
+        log.warning("outlines: %s", line)
     root, out = Path(cfg.root), Path(cfg.out)
     _check_out(out, root)
     previous = None if settings.split.previous is None else read_previous(settings.split.previous)
@@ -165,16 +168,17 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
         photos, misplaced, disagreements = assign_provinces(
             photos, outlines, region, settings.provinces.border_km
         )
+        _check_provinces(photos, pd.concat([invalid, misplaced]), region)
         clock.lap("provinces")
         measures = _examine(photos, root, cfg.work, settings)
+        examined_sha256 = photo_files_sha256(photos["path"], measures["sha256"])
         photos, bad = judge(photos, measures, settings.quality)
         num_crowded = int(photos.attrs.pop("num_crowded", 0))
         photos, indoor = _outdoors(photos, root, cfg.work, settings)
         clock.lap("quality")
         rejected = pd.concat([invalid, misplaced, bad, indoor])
         _check_counts(photos.index, rejected.index, len(raw))
-        if photos.empty:
-            raise PreparedSetError(_nothing_left(rejected, len(raw)))
+        _check_provinces(photos, rejected, region)
         disagreements = disagreements.loc[disagreements.index.intersection(photos.index)]
         photos = photos.loc[natural_order(photos["id"]).sort_values(kind="stable").index]
         split = split_with_report(photos, settings.split, settings.seed, previous)
@@ -187,7 +191,9 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
         table = photos.reindex(columns=list(PHOTO_COLUMNS)).reset_index(drop=True)
         rejected = _rejected_table(raw, rejected)
         config = settings.to_dict()
-        examined = look_over(table, rejected, built.cells, region, config, thresholds)
+        examined = look_over(
+            table, rejected, built.cells, region, config, outline_report, thresholds
+        )
         clock.lap("diagnosis")
         manifest = make_manifest(
             region=region.to_dict() | {"boundaries": _name(region.boundaries)},
@@ -196,12 +202,15 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
                 "tables": _inputs(cfg, raw),
                 "outlines": _file_entry(str(region.boundaries)),
                 **settings.files(),
-                "photos": photo_files_sha256(photos["path"], photos["sha256"]),
+                "photos": examined_sha256,
             },
             content={
                 "photos": table_sha256(table, _IDENTITY),
                 "photo_files": photo_files_sha256(table["path"], table["sha256"]),
-                "rejected": table_sha256(rejected, ("file", "line", "reason")),
+                "rejected": table_sha256(
+                    rejected.sort_values(["id", "path", "reason"], kind="stable"),
+                    ("id", "path", "reason"),
+                ),
                 "cells": built.cells.fingerprint(),
             },
         )
@@ -218,6 +227,7 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
                 *split.notes,
                 *(f"{region.names[p.province_id]}: {n}" for p in split.provinces for n in p.notes),
             ],
+            "outlines": outline_report.to_dict(),
             "leaks": examined.leaks.to_dict(),
             "leaks_headline": examined.leaks.headline(),
             "findings": [dataclasses.asdict(f) for f in examined.diagnosis.findings],
@@ -236,7 +246,7 @@ def prepare(cfg: DictConfig) -> dict[str, Any]:
                 before=built.before,
                 region=region,
                 outlines=outlines,
-                outline_report=examine_outlines(outlines, region),
+                outline_report=outline_report,
                 leaks=examined.leaks,
                 diagnosis=examined.diagnosis,
                 summary=summary,
@@ -330,12 +340,29 @@ def _check_counts(kept: pd.Index, rejected: pd.Index, num_rows: int) -> None:
         )
 
 
-def _nothing_left(rejected: pd.DataFrame, num_rows: int) -> str:
+def _check_provinces(photos: pd.DataFrame, rejected: pd.DataFrame, region: Region) -> None:
+    """Ends the run as soon as a province has no photo left, as nothing can be learned there.
+
+    Raises:
+        PreparedSetError: names the provinces, and what became of the rows.
+    """
+    counts = np.bincount(photos["province_id"].to_numpy(np.int64), minlength=region.num_provinces)
+    lacking = [name for name, count in zip(region.names, counts, strict=True) if not count]
+    if not lacking:
+        return
+    num_rows = len(photos) + len(rejected)
     lines = [
         f"  {len(rows):,} {reason}, such as: {rows['detail'].iloc[0]}"
         for reason, rows in rejected.groupby("reason")
     ]
-    return f"None of the {num_rows:,} rows can be used:\n" + "\n".join(lines)
+    if photos.empty:
+        raise PreparedSetError("\n".join([f"None of the {num_rows:,} rows can be used:", *lines]))
+    left = [f"{len(photos):,} of the {num_rows:,} rows are left.", *lines]
+    raise PreparedSetError(
+        f"No photo is left in {', '.join(lacking)}, and every province of the region needs some. "
+        "Add photos there, look at the reasons below and at the outlines "
+        "(region.boundaries), or take the province out of the region.\n" + "\n".join(left)
+    )
 
 
 def _add_cells(photos: pd.DataFrame, region: Region, settings: CellSettings) -> CellBuild:

@@ -12,6 +12,7 @@ import pytest
 from geopak.data.diagnosis import LEVELS, Diagnosis, Thresholds, diagnose
 from geopak.data.leaks import leak_report
 from geopak.geo.cells import CellTable
+from geopak.geo.outline_report import OutlineReport, Overlap
 from geopak.geo.region import Province, Region
 
 REGION = Region(
@@ -69,11 +70,19 @@ def rejected(num: int = 3) -> pd.DataFrame:
     return pd.DataFrame({"reason": ["blurred"] * num, "detail": ["x"] * num})
 
 
+def outlines(**changed: Any) -> OutlineReport:
+    clean: dict[str, Any] = {
+        "area_km2": {"East": 10.0, "West": 10.0}, "overlaps": (), "gaps": (), "repaired": (),
+        "ignored": (), "several_features": {},
+    }  # fmt: skip
+    return OutlineReport(**{**clean, **changed})
+
+
 def look(table: pd.DataFrame | None = None, **changed: Any) -> Diagnosis:
     table = photos() if table is None else table
     given: dict[str, Any] = {
-        "rejected": rejected(), "cells": cells(), "violations": [], "split_method": "places",
-        "min_distance_km": 0.25, "thresholds": LIMITS, **changed,
+        "rejected": rejected(), "cells": cells(), "outlines": outlines(), "violations": [],
+        "split_method": "places", "min_distance_km": 0.25, "thresholds": LIMITS, **changed,
     }  # fmt: skip
     return diagnose(
         table,
@@ -82,6 +91,7 @@ def look(table: pd.DataFrame | None = None, **changed: Any) -> Diagnosis:
         REGION,
         leak_report(table),
         given["violations"],
+        given["outlines"],
         split_method=given["split_method"],
         min_distance_km=given["min_distance_km"],
         thresholds=given["thresholds"],
@@ -195,6 +205,8 @@ def test_cells_are_looked_at() -> None:
     assert "East (99%)" in crowded.findings[0].text
     large = look(cells=cells(radius_km=np.array([40.0, 3, 3, 3, 3, 3, 3, 3])))
     assert found(large) == {"large cells": "weak"}
+    overlap = Overlap(("East", "West"), 3.0, 0.3, (25.0, 60.0))
+    assert found(look(outlines=outlines(overlaps=(overlap,)))) == {"outlines": "weak"}
     broken = look(violations=["Cell 3 is of two provinces."])
     assert found(broken) == {"broken cells": "wrong"}
 

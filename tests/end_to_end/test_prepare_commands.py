@@ -96,10 +96,18 @@ def test_doctor(root: Path, tmp_path: Path) -> None:
     assert same.text.rstrip().endswith("is the same set.")
 
     photos = pd.read_parquet(other / "photos.parquet")
-    photos.loc[0, "cell_id"] += 1
+    last = int(photos["cell_id"].max())
+    wrong = photos.index[(photos["split"] == "val") & (photos["cell_id"] < last)][0]
+    photos.loc[wrong, "cell_id"] = last
     photos.to_parquet(other / "photos.parquet", index=False)
     text = run_command("prepare", "doctor", f"prepared={other}").text
     assert "[wrong] altered file: photos.parquet is missing or not what manifest.json says." in text
+    assert "1 photos that are not in train are not in the nearest cell" in text
+    photos.drop(columns="near_border").to_parquet(other / "photos.parquet", index=False)
+    outcome = run_command("prepare", "doctor", f"prepared={other}")
+    assert outcome.status == 2
+    assert "has no column near_border" in outcome.text
+    assert "photos.parquet is missing or not what manifest.json says" in outcome.text
     outcome = run_command("prepare", "doctor", f"prepared={tmp_path}")
     assert outcome.status == 2
     assert "No manifest.json in" in outcome.text
@@ -108,21 +116,23 @@ def test_doctor(root: Path, tmp_path: Path) -> None:
 def test_leaks_of_a_split_made_elsewhere(root: Path, tmp_path: Path) -> None:
     photos = pd.read_parquet(root / "prepared" / "photos.parquet")
     table = photos[["id", "path", "latitude", "longitude", "author", "captured_at"]].copy()
-    table["split"] = np.where(np.arange(len(table)) % 4 == 0, "test", "train")
+    table["split"] = np.where(np.arange(len(table)) % 4 == 0, "holdout", "fit")
     table = table.rename(columns={"latitude": "lat", "longitude": "lon"})
     table.to_csv(tmp_path / "theirs.csv", index=False)
     out = tmp_path / "leaks.json"
+    names = ["train=fit", "held_out=[holdout]"]
     outcome = run_command("prepare", "leaks", f"table={tmp_path / 'theirs.csv'}", f"out={out}",
-                          "held_out=[test]")  # fmt: skip
+                          *names)  # fmt: skip
     assert outcome.status == 0, outcome.text
-    leak = json.loads(out.read_text())["held_out"]["test"]
+    leak = json.loads(out.read_text())["held_out"]["holdout"]
     assert leak["within_km"]["0.25"] > 0
     assert leak["same_author_day"] > 0
     assert leak["near_duplicate"] is None
     assert "unknown" in outcome.text
 
-    copied = table.iloc[[0]].assign(id="again", split="train")
-    pd.concat([table, copied]).to_csv(tmp_path / "hashed.csv", index=False)
+    copied = table.iloc[[0]].assign(id="again", split="fit")
+    outside = table.iloc[[0, 0]].assign(id=["out", "none"], path=["../secret.jpg", None])
+    pd.concat([table, copied, outside]).to_csv(tmp_path / "hashed.csv", index=False)
     outcome = run_command(
         "prepare",
         "leaks",
@@ -130,11 +140,11 @@ def test_leaks_of_a_split_made_elsewhere(root: Path, tmp_path: Path) -> None:
         "workers=1",
         "hash_photos=true",
         f"root={root}",
-        "held_out=[test]",
+        *names,
         f"out={out}",
     )
     assert outcome.status == 0, outcome.text
-    assert json.loads(out.read_text())["held_out"]["test"]["near_duplicate"] == 1
+    assert json.loads(out.read_text())["held_out"]["holdout"]["near_duplicate"] == 1
     table.drop(columns="split").to_csv(tmp_path / "none.csv", index=False)
     outcome = run_command("prepare", "leaks", f"table={tmp_path / 'none.csv'}")
     assert outcome.status == 2
@@ -262,3 +272,33 @@ def test_mistakes_are_told_before_any_work(
     assert needle in outcome.text
     assert "Traceback" not in outcome.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_odd_about_a_rejected_row_ends_the_run(root: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(root / "photos.csv", dtype=str)
+    (root / "photos" / "page.jpg").write_text("%!PS-Adobe-3.0\nshowpage\n")
+    odd = frame.iloc[[0, 1, 2]].assign(
+        id=["long", "<script>alert(1)</script>", "page"],
+        path=["x" * 5000, "none.jpg", "photos/page.jpg"],
+    )
+    pd.concat([frame, odd]).to_csv(tmp_path / "t.csv", index=False)
+    outcome = run_command(
+        "prepare", ONE, f"tables=[{tmp_path / 't.csv'}]", f"out={tmp_path / 'set'}"
+    )
+    (root / "photos" / "page.jpg").unlink()
+    assert outcome.status == 0, outcome.text
+    rejected = pd.read_parquet(tmp_path / "set" / "rejected.parquet").set_index("id")["reason"]
+    assert rejected["long"] == "file_missing"
+    assert rejected["page"].startswith("undecodable_")
+    assert "<script>" not in (tmp_path / "set" / "report.html").read_text()
+
+
+def test_the_id_of_a_set_is_of_its_content(root: Path, tmp_path: Path) -> None:
+    shutil.copy(root / "photos.csv", tmp_path / "renamed.csv")
+    outcome = run_command(
+        "prepare", ONE, f"tables=[{tmp_path / 'renamed.csv'}]", f"out={tmp_path / 'set'}"
+    )
+    assert outcome.status == 0, outcome.text
+    own, renamed = read_manifest(root / "prepared"), read_manifest(tmp_path / "set")
+    assert own["set_id"] == renamed["set_id"]
+    assert own["inputs"]["tables"][0]["file"] != renamed["inputs"]["tables"][0]["file"]

@@ -12,6 +12,7 @@ import pandas as pd
 from geopak.data.leaks import LeakReport
 from geopak.data.ties import capture_day
 from geopak.geo.cells import CellTable
+from geopak.geo.outline_report import OutlineReport
 from geopak.geo.region import Region
 
 # In the order in which they are told.
@@ -134,6 +135,7 @@ def diagnose(
     region: Region,
     leaks: LeakReport,
     violations: Sequence[str],
+    outlines: OutlineReport,
     *,
     split_method: str,
     min_distance_km: float,
@@ -148,6 +150,7 @@ def diagnose(
         region: the set's region.
         leaks: of the set's split.
         violations: invariants of the cells that do not hold, as ``check_invariants`` gives them.
+        outlines: what is questionable about the outlines.
         split_method: how the set was split.
         min_distance_km: the distance that the split was to keep.
         thresholds: from where on something is said.
@@ -160,6 +163,13 @@ def diagnose(
         )
         for text in violations
     ]  # fmt: skip
+    if not outlines.is_clean:
+        findings.append(
+            Finding(
+                "weak", "outlines", " ".join(outlines.lines()[:3]),
+                "Mend the file of region.boundaries, or give another.",
+            )
+        )  # fmt: skip
     for check in (
         _leaks, _split_method, _few_photos, _imbalance, _cells, _labels, _concentration, _buffer,
         _rejections, _coverage, _ties,

@@ -137,7 +137,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PreparedSetError(f"{path} cannot be read: {error}. Prepare the set again.") from error
-    if not isinstance(content, dict) or not {"set_id", "content", "files"} <= set(content):
+    needed = {"content": dict, "files": dict, "config": dict, "region": dict, "set_id": str}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), kind) for key, kind in needed.items()
+    ):
         raise PreparedSetError(f"{path} is no manifest of a prepared set. Prepare it again.")
     return content
 

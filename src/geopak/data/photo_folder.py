@@ -12,14 +12,20 @@ from PIL import ExifTags, Image
 from geopak.data.table import COLUMNS
 from geopak.errors import TableError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+# With those that are not decoded here: such a file is rejected with a reason, not passed over.
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2",
+        ".heic", ".heif", ".dng",
+    }
+)  # fmt: skip
 
 
 def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
     """Makes table rows out of the photos of a folder and its subfolders.
 
     Args:
-        folder: where to look for image files.
+        folder: where to look for image files, relative to the root or to the working folder.
         root: the data root, which must hold ``folder``; ids and paths are relative to it.
 
     Returns:
@@ -30,11 +36,13 @@ def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
     Raises:
         TableError: the folder is missing, outside the root or holds no image file.
     """
-    folder, root = Path(folder).resolve(), Path(root).resolve()
+    root = Path(root).resolve()
+    inside = root / folder
+    folder = (inside if inside.is_dir() else Path(folder)).resolve()
     if not folder.is_dir() or not folder.is_relative_to(root):
         raise TableError(
-            f"{folder} is not a folder inside the data root {root}. Set root to a folder that "
-            "holds all photos."
+            f"{folder} is not a folder inside the data root {root}. Name a folder inside root, or "
+            "set root to a folder that holds all photos."
         )
     files = sorted(
         os.path.relpath(os.path.join(parent, name), root).replace(os.sep, "/")

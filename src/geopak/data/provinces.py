@@ -49,8 +49,8 @@ def assign_provinces(
         (``coordinates_swapped`` when the swapped coordinates are inside, else
         ``outside_region``); and the photos whose label disagrees: ``id, latitude, longitude,
         label_province, province, near_border, label_away_km``, the last the distance to the
-        province of the label. A few kilometres are the outlines' fuzz (or the photographer's),
-        hundreds are a wrong label.
+        province of the label, missing where the label names none. A few kilometres are the
+        outlines' fuzz (or the photographer's), hundreds are a wrong label.
     """
     latlon_deg = photos[["latitude", "longitude"]].to_numpy(float)
     found = outlines.province_of(latlon_deg)
@@ -64,10 +64,12 @@ def assign_provinces(
     wrong = inside["label_province"].notna() & (inside["label_province"] != inside["province"])
     columns = ["id", "latitude", "longitude", "label_province", "province", "near_border"]
     disagreements = inside.loc[wrong.fillna(False).astype(bool), columns].copy()
-    labels = disagreements["label_province"]
-    label_id = labels.map({name: region.index_of(name) for name in labels.unique()})
-    away_km = outlines.away_km(
-        disagreements[["latitude", "longitude"]].to_numpy(float), label_id.to_numpy(np.int64)
+    label_id = np.array([region.names.index(n) if n in region.names else -1
+                         for n in disagreements["label_province"]], np.int64)  # fmt: skip
+    known = label_id >= 0
+    away_km = np.full(len(disagreements), np.nan)
+    away_km[known] = outlines.away_km(
+        disagreements.loc[known, ["latitude", "longitude"]].to_numpy(float), label_id[known]
     )
     disagreements["label_away_km"] = np.round(away_km, 2)
     return inside, rejected, disagreements

@@ -35,7 +35,7 @@ _BATCH = 64
 # Beyond this no photo, and more than a process should read at once.
 _MOST_BYTES = 1 << 30
 # Formats that are decoded here; Pillow knows others that call programs or are no pictures.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000")
 
 _MEASURES = {
     "error": "string", "error_kind": "string", "width": "int64", "height": "int64",
@@ -228,7 +228,7 @@ def _decode(path: str) -> _Decoded:
     content = _read(path)
     digest = hashlib.sha256(content).hexdigest()
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             # Every byte of the file is still decoded; only the inverse transform is made smaller.
             image.draft("L", (_WORKING_PX, _WORKING_PX))

@@ -8,6 +8,7 @@ the rows that were read.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from geopak.data.photo_paths import ResolvedPaths
 from geopak.errors import ConfigError, PreparedSetError, nearest_name
 from geopak.geo.region import Region
 
+log = logging.getLogger(__name__)
+
 REQUIRED_COLUMNS = ("id", "path", "latitude", "longitude")
 OPTIONAL_COLUMNS = (
     "province", "source", "license", "author", "captured_at", "url", "width", "height", "album",
@@ -33,12 +36,11 @@ REJECTION_COLUMNS = ("reason", "detail")
 # Names that a table may not have for columns of its own.
 RESERVED_COLUMNS = (*ORIGIN_COLUMNS, "malformed", *REJECTION_COLUMNS)
 SPLIT_TABLE_COLUMNS = ("id", "latitude", "longitude", "split")
-SPLIT_NAMES = ("train", "val", "test", "buffer")
 
 _PIXELS = ("width", "height")
 _MOST_PIXELS = 1_000_000
-# Suggestions cost time; a table whose every label is unknown needs no more of them.
-_MOST_HINTS = 200
+# A table whose every label is unknown needs no more examples than this.
+_MOST_HINTS = 10
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def validate(
     A row gets the first reason that applies, in this order: ``malformed_row``, ``missing_id``,
     ``missing_path``, ``coordinate_missing``, ``coordinate_not_a_number``,
     ``coordinates_swapped``, ``coordinate_out_of_range``, ``coordinates_zero``,
-    ``too_few_decimals``, ``unknown_province``, ``path_outside_root``, ``file_missing``,
+    ``too_few_decimals``, ``path_outside_root``, ``file_missing``,
     ``duplicate_id``, ``coordinate_shared``.
 
     Args:
@@ -135,7 +137,7 @@ def validate(
             "(validation.min_decimals)"
         ),
     )
-    labels = _check_labels(raw, region, reasons)
+    labels = _named_labels(raw, region)
     path = _check_paths(raw, root, reasons)
 
     open_rows = reasons.open
@@ -254,24 +256,34 @@ def _check_coordinates(
     return lat, lon
 
 
-def _check_labels(raw: pd.DataFrame, region: Region, reasons: _Reasons) -> pd.Series:
-    """Display names of the labels; missing where there is none or it is unknown."""
+def _named_labels(raw: pd.DataFrame, region: Region) -> pd.Series:
+    """Display names of the labels, missing where there is none.
+
+    A label that names no province stays as written: the coordinates say where a photo is, and the
+    label is listed among those that disagree.
+    """
     label_id, labels = pd.factorize(raw["province"])
     province_id = [region.find(label) for label in labels]
-    unknown = np.array([index is None for index in province_id] + [False])  # the last: no label
-
-    def explain(rows: pd.DataFrame) -> pd.Series:
-        hints = {
-            name: f"{name!r} is no province of {region.title}."
-            f"{nearest_name(name, region.names) if k < _MOST_HINTS else ''} Add the spelling to "
-            "region.provinces.<key>.aliases"
-            for k, name in enumerate(rows["province"].unique())
-        }
-        return rows["province"].map(hints)
-
-    reasons.add(unknown[label_id], "unknown_province", explain)
+    unknown = [k for k, index in enumerate(province_id) if index is None]
+    if unknown:
+        counts = np.bincount(label_id[label_id >= 0], minlength=len(labels))
+        told = "; ".join(
+            f"{labels[k]!r} ({counts[k]:,} rows){nearest_name(labels[k], region.names)}"
+            for k in sorted(unknown, key=lambda k: -counts[k])[:_MOST_HINTS]
+        )
+        log.warning(
+            "%s labels name no province of %s: %s. Their coordinates are used. Other spellings "
+            "belong into region.provinces.<key>.aliases.", f"{len(unknown):,}", region.title, told,
+        )  # fmt: skip
     names = pa.array(
-        [*(None if i is None else region.names[i] for i in province_id), None], pa.large_string()
+        [
+            *(
+                label if i is None else region.names[i]
+                for label, i in zip(labels, province_id, strict=True)
+            ),
+            None,
+        ],
+        pa.large_string(),
     )
     named = names.take(pa.array(np.where(label_id < 0, len(labels), label_id)))
     return pd.Series(pd.array(named, dtype="string"), raw.index)
@@ -358,7 +370,7 @@ def split_table_schema() -> Any:
         {
             "id": column("string", unique=True, coerce=True),
             **_degrees_columns(coerce=True),
-            "split": column("string", check.isin(SPLIT_NAMES), coerce=True),
+            "split": column("string", check.str_length(min_value=1), coerce=True),
             **text,
         },
         name="photos with a split",
@@ -378,7 +390,7 @@ _REMEDIES = {
     "id": "Give every photo an id of its own",
     "latitude": "It must be decimal degrees, -90 to 90",
     "longitude": "It must be decimal degrees, -180 to 180",
-    "split": f"Known: {', '.join(SPLIT_NAMES)}; rename the values",
+    "split": "It must be the name of a split",
 }
 
 

@@ -7,7 +7,7 @@ equal-area projection of the pieces, on the ellipsoid.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,25 @@ class OutlineReport:
             "ignored": list(self.ignored),
             "several_features": dict(self.several_features),
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> OutlineReport:
+        """Inverse of :meth:`to_dict`."""
+
+        def found(kind: type[Any], items: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+            return tuple(
+                kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
+                for item in items
+            )
+
+        return cls(
+            area_km2=dict(data["area_km2"]),
+            overlaps=found(Overlap, data["overlaps"]),
+            gaps=found(Gap, data["gaps"]),
+            repaired=tuple(data["repaired"]),
+            ignored=tuple(data["ignored"]),
+            several_features=dict(data["several_features"]),
+        )
 
     def lines(self) -> list[str]:
         """The findings in words, one line each; empty when there is nothing to say."""

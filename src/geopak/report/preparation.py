@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from geopak.data.diagnosis import Diagnosis
 from geopak.data.leaks import LeakReport
+from geopak.data.quality import FORMATS
 from geopak.data.split import SPLITS
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
@@ -310,9 +311,12 @@ def _rejected_section(made: Preparation) -> Section:
 def _thumbnails(made: Preparation, reason: str) -> list[Thumbnail]:
     rows = made.rejected[(made.rejected["reason"] == reason) & made.rejected["path"].notna()]
     chosen = np.unique(np.linspace(0, len(rows) - 1, _THUMBNAILS_PER_REASON).round().astype(int))
+    # What a worker could not decode, or died of, is no picture to show and not tried again here.
+    shown = not reason.startswith("undecodable")
     return [
         Thumbnail(
-            _small_jpeg(made.root, str(row["path"])), f"{row['id']}: {_shortened(row['detail'])}"
+            _small_jpeg(made.root, str(row["path"])) if shown else b"",
+            f"{_shortened(row['id'], 40)}: {_shortened(row['detail'])}",
         )
         for _, row in rows.iloc[chosen].iterrows()
     ]
@@ -320,17 +324,17 @@ def _thumbnails(made: Preparation, reason: str) -> list[Thumbnail]:
 
 def _small_jpeg(root: Path, path: str) -> bytes:
     """A small JPEG of a photo under the root; empty if there is none or it does not decode."""
-    file = (root / path).resolve()
-    if not file.is_relative_to(root.resolve()) or not file.is_file():
-        return b""
     try:
-        with Image.open(file) as image:
+        file = (root / path).resolve()
+        if not file.is_relative_to(root.resolve()) or not file.is_file():
+            return b""
+        with Image.open(file, formats=FORMATS) as image:
             image.draft("RGB", (_THUMBNAIL_PX, _THUMBNAIL_PX))
             upright = ImageOps.exif_transpose(image)
             upright.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
             content = io.BytesIO()
             upright.convert("RGB").save(content, "JPEG", quality=75)
-    except Exception:  # a rejected file may break a decoder in any way
+    except Exception:  # a rejected path or file may be anything
         return b""
     return content.getvalue()
 
