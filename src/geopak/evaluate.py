@@ -175,7 +175,7 @@ def print_results(report: Mapping[str, Any]) -> None:
         title=f"end to end on {report['num_photos']:,} {context['split']} photos",
         box=None, pad_edge=False, header_style="bold", title_justify="left",
     )  # fmt: skip
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("median km", "mean km", "within 25 km", "province macro accuracy"):
         table.add_column(column, justify="right")
     rows = {"model": report["end_to_end"]}

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from geopak.data import quality
-from geopak.data.photo_folder import IMAGE_SUFFIXES
 from geopak.data.quality import ERROR_KINDS, QualitySettings, examine_files, judge
 from geopak.errors import ConfigError
 from tests.data.pictures import DOCUMENTS, PHOTO_LIKE, SCREENSHOTS
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def picture(seed, size=(160, 120)):
@@ -206,7 +207,7 @@ def encoded(image, suffix):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_whole_files_of_every_format_decode_and_short_ones_do_not(save, suffix):
     whole = encoded(picture(1), suffix)
     files = [save(f"whole{suffix}", whole)]
@@ -254,7 +255,7 @@ def test_no_program_is_called_for_a_file_in_disguise(save):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_damage_raises(tmp_path_factory, data):
-    suffix = data.draw(st.sampled_from(sorted(IMAGE_SUFFIXES)))
+    suffix = data.draw(st.sampled_from(SUFFIXES))
     content = bytearray(encoded(picture(2, (40, 30)), suffix))
     for _ in range(data.draw(st.integers(0, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
