@@ -43,7 +43,7 @@ _MEASURES = {
     "text_lines": "float64", "sha256": "string", "phash": "object",
 }  # fmt: skip
 # Raised whenever a measure changes, so that measures kept from earlier are taken anew.
-MEASURES_VERSION = 1
+MEASURES_VERSION = 2
 ERROR_KINDS = {
     "missing": "there is no such file",
     "unreadable": "the file cannot be read: no permission, a folder, a failing disk",
@@ -231,7 +231,9 @@ def _decode(path: str) -> _Decoded:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             # Every byte of the file is still decoded; only the inverse transform is made smaller.
-            image.draft("L", (_WORKING_PX, _WORKING_PX))
+            longer = max(width, height, 1)
+            working = [max(1, side * _WORKING_PX // longer) for side in (width, height)]
+            image.draft("L", (working[0], working[1]))
             image.load()
             turn = _turn(image)
             grey = _flat_grey(image)
