@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from geopak.build import load_trained
-from geopak.data.dataset import load_image
+from geopak.data.images import load_image
 from geopak.models.decode import DecodingOptions, infer
 
 Photo = str | Path | Image.Image | NDArray[Any]
