@@ -13,7 +13,7 @@ import torch
 
 from geopak.data.dataset import PhotoDataset, PreparedSet
 from geopak.data.images import load_image
-from geopak.errors import PreparedSetError
+from geopak.errors import PhotoError, PreparedSetError
 from geopak.geo.region import Region
 
 
