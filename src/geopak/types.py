@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -13,13 +13,16 @@ class Batch(TypedDict):
 
     Keys:
         image: (B, 3, H, W); uint8 as loaded, float in [0, 1] once it is ready for the model.
+        features: (B, semantic + scene) what the frozen encoders say of the photo, in place of the
+            image.
         latlon_deg: (B, 2) float32 degrees, latitude first.
         province_id: (B,) int64 class index.
         cell_id: (B,) int64 global cell id.
         row: (B,) int64 row number in the photo table.
     """
 
-    image: Tensor
+    image: NotRequired[Tensor]
+    features: NotRequired[Tensor]
     latlon_deg: Tensor
     province_id: Tensor
     cell_id: Tensor

@@ -110,6 +110,31 @@ class PreparedSet:
         return rows.astype(np.int64)
 
 
+class Truth:
+    """Where every photo of a prepared set was taken, as tensors.
+
+    Args:
+        photos: the split table.
+    """
+
+    def __init__(self, photos: pd.DataFrame) -> None:
+        self.latlon_deg = torch.tensor(photos[["latitude", "longitude"]].to_numpy(np.float32))
+        self.province_id = torch.tensor(photos["province_id"].to_numpy(np.int64))
+        self.cell_id = torch.tensor(photos["cell_id"].to_numpy(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.cell_id)
+
+    def batch(self, row: Tensor) -> Batch:
+        """A batch without pictures: the truth of the photos of given rows."""
+        return Batch(
+            latlon_deg=self.latlon_deg[row],
+            province_id=self.province_id[row],
+            cell_id=self.cell_id[row],
+            row=row,
+        )
+
+
 class PhotoDataset(Dataset[Batch]):
     """Photos of a prepared set, read a whole batch at a time.
 
@@ -130,16 +155,12 @@ class PhotoDataset(Dataset[Batch]):
         cached_rows: NDArray[np.int64] | None = None,
         num_threads: int = 1,
     ) -> None:
-        photos = prepared.photos
         self.size = size
-        self.paths = [str(prepared.root / p) for p in photos["path"]]
-        latlon = photos[["latitude", "longitude"]].to_numpy(np.float32)
-        self.latlon_deg = torch.tensor(latlon)
-        self.province_id = torch.tensor(photos["province_id"].to_numpy(np.int64))
-        self.cell_id = torch.tensor(photos["cell_id"].to_numpy(np.int64))
+        self.paths = [str(prepared.root / p) for p in prepared.photos["path"]]
+        self.truth = Truth(prepared.photos)
         self.cache: Tensor | None = None
         if cached_rows is not None:
-            self.position = torch.full((len(photos),), -1, dtype=torch.long)
+            self.position = torch.full((len(self.truth),), -1, dtype=torch.long)
             self.position[torch.tensor(cached_rows)] = torch.arange(len(cached_rows))
             self.cache = torch.empty((len(cached_rows), 3, size, size), dtype=torch.uint8)
             with ThreadPoolExecutor(max(1, num_threads)) as pool:
@@ -159,10 +180,6 @@ class PhotoDataset(Dataset[Batch]):
             image = self.cache[position]
         else:
             image = torch.stack([load_image(self.paths[r], self.size) for r in row.tolist()])
-        return Batch(
-            image=image,
-            latlon_deg=self.latlon_deg[row],
-            province_id=self.province_id[row],
-            cell_id=self.cell_id[row],
-            row=row,
-        )
+        batch = self.truth.batch(row)
+        batch["image"] = image
+        return batch
