@@ -95,7 +95,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image as a viewer shows it, in RGB."""
+    return _rgb(ImageOps.exif_transpose(image))
+
+
 def _square(image: Image.Image, size: int) -> Tensor:
-    upright = ImageOps.exif_transpose(image)
-    square = ImageOps.fit(_rgb(upright), (size, size), Image.Resampling.BILINEAR)
+    square = ImageOps.fit(upright_rgb(image), (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
