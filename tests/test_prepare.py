@@ -16,7 +16,7 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.options import options, plain
-from geopak.prepare import Settings, prepare
+from geopak.preparation import Settings, prepare
 
 NUM_PHOTOS = 210
 
@@ -174,7 +174,7 @@ def test_an_unfinished_run_leaves_the_old_set(made, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("geopak.prepare.write_preparation_report", fail)
+    monkeypatch.setattr("geopak.preparation.write_preparation_report", fail)
     with pytest.raises(OSError, match="disk full"):
         prepare(compose("prepare", [f"root={root}", "executor.workers=1", "seed=3"]))
     assert json.loads((root / "prepared/summary.json").read_text()) == summary

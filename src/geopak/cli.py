@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import Overrides
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
@@ -96,6 +98,33 @@ def _mend_group_overrides() -> None:
     Overrides.ensure_overrides_used = ensure_overrides_used  # type: ignore[method-assign]
 
 
+def _hasten_help() -> None:
+    """Lets ``--help`` list the config groups without a copy of everything for every group.
+
+    For each of some hundred questions which groups and files there are, Hydra copies its whole
+    store, to apply overrides to the copy: two thirds of the time that ``--help`` takes. Where
+    there are none to apply, the original knows the answer.
+    """
+    original = ConfigLoaderImpl.get_group_options
+    if getattr(original, "_geopak", False):
+        return
+
+    @functools.wraps(original)
+    def get_group_options(
+        self: ConfigLoaderImpl,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        if config_name is None and not overrides:
+            return self.repository.get_group_options(group_name, results_filter)
+        return original(self, group_name, results_filter, config_name, overrides)
+
+    get_group_options._geopak = True  # type: ignore[attr-defined]
+    ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign]
+
+
 def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("geopak.home", lambda: str(home()), replace=True)
     OmegaConf.register_new_resolver(
@@ -104,6 +133,7 @@ def _register_resolvers() -> None:
 
 
 _mend_group_overrides()
+_hasten_help()
 _register_resolvers()
 
 

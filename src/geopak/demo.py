@@ -48,7 +48,7 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
     from geopak.evaluate import evaluate
     from geopak.options import plain
     from geopak.predict import predict
-    from geopak.prepare import prepare
+    from geopak.preparation import prepare
     from geopak.render.photoset import write_photo_set
     from geopak.train import train
 
