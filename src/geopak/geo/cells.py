@@ -7,18 +7,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
 from geopak.errors import PreparedSetError
 from geopak.geo.circles import circle_geojson
 from geopak.geo.distance import haversine_km_array, unit_vectors_array
 from geopak.geo.region import Region
+
+if TYPE_CHECKING:
+    # A predictor takes its cells from a checkpoint and needs neither.
+    import pandas as pd
+    from scipy.spatial import cKDTree
 
 NUM_NEIGHBOURS = 8
 
@@ -79,6 +82,8 @@ class CellTable:
         Raises:
             PreparedSetError: a province without cells.
         """
+        from scipy.spatial import cKDTree
+
         points = np.asarray(latlon_deg, float).reshape(-1, 2)
         wanted = np.asarray(province_id, np.int64)
         out = np.full(len(points), -1, np.int64)
@@ -102,6 +107,8 @@ class CellTable:
 
     def to_frame(self, region: Region) -> pd.DataFrame:
         """One row per cell with the columns of ``cells.parquet``."""
+        import pandas as pd
+
         return pd.DataFrame(
             {
                 "cell_id": np.arange(self.num_cells),
@@ -137,6 +144,8 @@ class CellTable:
         Raises:
             PreparedSetError: the file is missing or not a cell table.
         """
+        import pandas as pd
+
         if not Path(path).is_file():
             raise PreparedSetError(f"No cell table at {path}. Make it: python -m geopak.prepare")
         try:

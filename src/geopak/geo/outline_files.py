@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyproj
 import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
@@ -25,6 +24,9 @@ from shapely.validation import explain_validity, make_valid
 
 from geopak.errors import RegionError, nearest_name
 from geopak.geo.antimeridian import unwrapped
+
+if TYPE_CHECKING:
+    import pyproj
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +175,8 @@ def along_geodesics(
         polygon: coordinates (longitude, latitude) in degrees, unwrapped.
         chord_km: edges are cut until none is longer.
     """
+    import pyproj
+
     geod = pyproj.Geod(ellps="WGS84")
 
     def bent(ring: Any) -> NDArray[np.float64]:
@@ -233,6 +237,8 @@ def _read_geojson(path: Path) -> OutlineFile:
 
 def _geojson_crs(path: Path, member: Any) -> pyproj.CRS | None:
     """The reference system of files older than RFC 7946, which may name one."""
+    import pyproj
+
     if member is None:
         return None
     try:
@@ -246,6 +252,7 @@ def _geojson_crs(path: Path, member: Any) -> pyproj.CRS | None:
 
 def _read_geoparquet(path: Path) -> OutlineFile:
     import geopandas
+    import pyproj
 
     try:
         frame = geopandas.read_parquet(path)
@@ -266,6 +273,7 @@ def _read_geoparquet(path: Path) -> OutlineFile:
 
 def _read_with_gdal(path: Path, layer: str | None) -> OutlineFile:
     import pyogrio
+    import pyproj
 
     try:
         # GDAL's remarks are for the log: what matters is checked geometry by geometry.
@@ -371,11 +379,15 @@ def as_polygon(geometry: BaseGeometry) -> Polygon | MultiPolygon:
 
 @cache
 def _to_degrees(crs: pyproj.CRS) -> pyproj.Transformer:
+    import pyproj
+
     return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
 
 
 @cache
 def _is_lonlat_wgs84(crs: pyproj.CRS) -> bool:
+    import pyproj
+
     return any(
         crs.equals(pyproj.CRS(code), ignore_axis_order=True) for code in ("EPSG:4326", "OGC:CRS84")
     )

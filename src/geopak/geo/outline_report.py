@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyproj
 import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
@@ -238,6 +237,8 @@ class _Areas:
     """Square kilometres of pieces of longitude and latitude, edges straight in degrees."""
 
     def __init__(self, middle_lon_deg: float) -> None:
+        import pyproj
+
         # Cylindrical: any extent, and meridians and parallels stay straight.
         crs = f"+proj=cea +lon_0={middle_lon_deg} +datum=WGS84 +units=m"
         self._project = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True)
