@@ -33,6 +33,10 @@ class PreparedSetError(GeopakError):
     """A prepared set (split table, cells) that is missing, broken or does not fit the request."""
 
 
+class FeatureCacheError(GeopakError):
+    """A feature cache that cannot be made or used: no room, no access, or values it cannot hold."""
+
+
 class CheckpointError(GeopakError):
     """A checkpoint that is missing, unsafe, or of another region, phase or model."""
 

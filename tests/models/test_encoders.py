@@ -331,7 +331,8 @@ def test_published_weights_give_what_the_libraries_own_networks_give(
     full_model.eval()
     image = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        token, pooled = full_model.embed(image)
+        features = full_model.embed(image)
+        token, pooled = features.split([768, 2048], dim=-1)
         assert token.shape == (2, 768)
         # Ours is the class token before the projection: projecting it gives CLIP's embedding.
         normalised = torchvision.transforms.functional.normalize(
@@ -344,7 +345,7 @@ def test_published_weights_give_what_the_libraries_own_networks_give(
         )
         resnet = originals["resnet"]
         torch.testing.assert_close(resnet.fc(pooled), resnet(normalised), rtol=1e-3, atol=1e-4)
-        output = full_model.heads(token, pooled)
+        output = full_model.heads(features)
     assert output.cell_log_prob.shape == (2, 64)
     assert output.cell_log_prob.isfinite().all()
     assert output.province_logits.shape == (2, 7)

@@ -18,7 +18,7 @@ class Stack(Encoder):
     """An encoder of nothing but blocks."""
 
     def __init__(self, blocks_per_stage: list[int]) -> None:
-        super().__init__([0.5] * 3, [0.5] * 3)
+        super().__init__([0.5] * 3, [0.5] * 3, {})
         self.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(sum(blocks_per_stage)))
         self.blocks_per_stage = blocks_per_stage
 

@@ -178,7 +178,7 @@ def map_partitions(
     if len(open_numbers):
         # In the order of the items: files of one folder are examined together.
         open_numbers = open_numbers[np.argsort(order[open_numbers], kind="stable")]
-        with _progress() as progress, _pool(executor, function, len(open_numbers)) as pool:
+        with progress_bar() as progress, _pool(executor, function, len(open_numbers)) as pool:
             shown = progress.add_task(
                 describe, total=len(keys), completed=len(keys) - len(open_numbers)
             )
@@ -281,7 +281,8 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
+    """A bar of photos done, with their rate and the time left."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
         TimeRemainingColumn(), console=Console(stderr=True),

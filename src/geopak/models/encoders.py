@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,14 +39,18 @@ class Encoder(nn.Module):
 
     Attributes:
         dim: width of the embedding.
+        shape: arguments that it was made with, beside the weights all that its output depends on.
     """
 
     dim: int
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], shape: Mapping[str, Any]
+    ) -> None:
         super().__init__()
+        self.shape = dict(shape)
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
 
@@ -55,6 +60,22 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, dim)."""
         return self.encode((image - self.mean) / self.std)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its parameters is trainable."""
+        return any(p.requires_grad for p in self.parameters())
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the weights and of all else that the output depends on."""
+        statistics = [self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        digest = hashlib.sha256(
+            f"{type(self).__name__} {sorted(self.shape.items())} {statistics}".encode()
+        )
+        for name, value in self.body().state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def stem(self) -> list[nn.Module | nn.Parameter]:
         """What lies below the first block."""
@@ -132,7 +153,19 @@ class SemanticEncoder(Encoder):
         std: Sequence[float],
         mlp_ratio: float = 4.0,
     ) -> None:
-        super().__init__(mean, std)
+        super().__init__(
+            mean,
+            std,
+            {
+                "image_size": image_size,
+                "patch_size": patch_size,
+                "width": width,
+                "layers": layers,
+                "heads": heads,
+                "quick_gelu": quick_gelu,
+                "mlp_ratio": mlp_ratio,
+            },
+        )
         if image_size % patch_size:
             raise ConfigError(
                 f"model.image_size={image_size} is not a multiple of "
@@ -187,7 +220,7 @@ class SceneEncoder(Encoder):
         std: Sequence[float],
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(mean, std)
+        super().__init__(mean, std, {"architecture": architecture, **dict(options or {})})
         self.network = timm.create_model(
             architecture, pretrained=False, num_classes=0, **dict(options or {})
         )

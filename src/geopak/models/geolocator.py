@@ -132,12 +132,38 @@ class Geolocator(nn.Module):
             "auxiliary_head": [self.auxiliary_head],
         }
 
-    def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [0, 1] -> semantic (B, ·) and scene (B, ·) encoder features."""
-        return self.semantic(image), self.scene(image)
+    @property
+    def feature_dim(self) -> int:
+        """Length of both encoders' features together."""
+        return self.semantic.dim + self.scene.dim
 
-    def heads(self, semantic: Tensor, scene: Tensor) -> ModelOutput:
-        """Everything above the encoders, from their features."""
+    @property
+    def encoders_frozen(self) -> bool:
+        """Whether nothing of either encoder trains: a picture then always has the same features."""
+        return not (self.semantic.trains or self.scene.trains)
+
+    def encoder_fingerprint(self) -> str:
+        """Names the weights and shapes of both encoders."""
+        return f"{self.semantic.fingerprint()} {self.scene.fingerprint()}"
+
+    def embed(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, semantic + scene) features of both encoders.
+
+        A frozen encoder runs without gradients and stores no activations.
+        """
+        features = []
+        for encoder in (self.semantic, self.scene):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and encoder.trains):
+                features.append(encoder(image))
+        return torch.cat(features, dim=-1)
+
+    def heads(self, features: Tensor) -> ModelOutput:
+        """Everything above the encoders, from their features.
+
+        Args:
+            features: (B, semantic + scene), of :meth:`embed`.
+        """
+        semantic, scene = features.split([self.semantic.dim, self.scene.dim], dim=-1)
         fused, gate = self.fusion(self.semantic_projection(semantic), self.scene_projection(scene))
         return ModelOutput(
             province_logits=self.province_head(fused),
@@ -149,7 +175,7 @@ class Geolocator(nn.Module):
 
     def forward(self, image: Tensor) -> ModelOutput:
         """(B, 3, H, W) in [0, 1] -> all heads but the offset, which needs a cell."""
-        return self.heads(*self.embed(image))
+        return self.heads(self.embed(image))
 
     def locate(self, fused: Tensor, cell_id: Tensor) -> Tensor:
         """Coordinate within given cells: center + bounded offset.

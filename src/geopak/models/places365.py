@@ -87,7 +87,7 @@ class IndoorClassifier(Encoder):
     indoor: Tensor
 
     def __init__(self, indoor: Tensor) -> None:
-        super().__init__(_MEAN, _STD)
+        super().__init__(_MEAN, _STD, {"architecture": "resnet50"})
         self.network = timm.create_model("resnet50", pretrained=False, num_classes=NUM_CLASSES)
         self.network.to(memory_format=torch.channels_last)
         self.register_buffer("indoor", indoor, persistent=False)
