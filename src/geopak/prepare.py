@@ -3,12 +3,13 @@
     python -m geopak.prepare root=FOLDER tables=[FOLDER/photos.csv]
     python -m geopak.prepare doctor prepared=FOLDER/prepared
     python -m geopak.prepare leaks table=FILE
+    python -m geopak.prepare shards root=FOLDER
 
 The first writes into ``out``: ``photos.parquet`` (what is trained and measured on),
 ``rejected.parquet`` (every other row, with its reason), ``label_disagreements.csv``,
 ``cells.parquet``, ``cells.geojson``, ``summary.json``, ``manifest.json`` and ``report.html``. The
 second says what is wrong or weak in a prepared set, the third what any split shows of its test
-photos in train.
+photos in train. The fourth writes a set's photos as tar shards, to train from a stream.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 from geopak.cli import entry_point
 
 # Commands about sets, each in a module of its own with a ``main``.
-_OTHERS = {"doctor": "geopak.doctor", "leaks": "geopak.leaks"}
+_OTHERS = {"doctor": "geopak.doctor", "leaks": "geopak.leaks", "shards": "geopak.shards"}
 
 
 @entry_point("prepare")
