@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from geopak import __version__
 from geopak.checkpoint import (
@@ -18,6 +17,7 @@ from geopak.checkpoint import (
     CHECKPOINT_FOLDER,
     FORMAT,
     LAST_NAME,
+    WithoutInitialisation,
     find_parent,
     load_state,
     model_description,
@@ -43,6 +43,7 @@ from geopak.phases import Phase
 
 if TYPE_CHECKING:
     import lightning as L
+    from omegaconf import DictConfig
 
     from geopak.data.datamodule import GeopakDataModule
     from geopak.data.dataset import PreparedSet
@@ -187,6 +188,8 @@ def model_identity(
 
 def portable_config(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as composed, without what is true on one machine only."""
+    from omegaconf import OmegaConf
+
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     for key in ("paths", "init_from", "resume_from"):
         config.pop(key, None)
@@ -230,7 +233,8 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
     identity = checkpoint["geopak"]
     region = Region.from_dict(identity["region"])
     cells = CellTable.from_dict(identity["cells"])
-    model = build_model(identity["model"], region, cells)
+    with WithoutInitialisation():
+        model = build_model(identity["model"], region, cells)
     load_state(model, checkpoint, path)
     model.province_head.temperature = identity["province_temperature"]
     return Trained(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from geopak.errors import CheckpointError
 from geopak.geo.cells import CellTable
@@ -68,6 +69,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
     return loaded
+
+
+# What fills a tensor with random numbers, wherever it is called from.
+_DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_}
+
+
+class WithoutInitialisation(TorchFunctionMode):
+    """Modules made in this context keep whatever their memory holds for weights.
+
+    Random weights for a large model take seconds to draw. Only for a model that
+    :func:`load_state` fills next: it insists on a value for every weight.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS or getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def model_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
-
 from geopak.errors import ConfigError, nearest_name
 
 T = TypeVar("T")
@@ -17,9 +15,12 @@ T = TypeVar("T")
 
 def plain(section: Any) -> Any:
     """A configuration section as plain containers, interpolations resolved."""
-    if OmegaConf.is_config(section):
-        return OmegaConf.to_container(section, resolve=True)
-    return section
+    if type(section).__module__.partition(".")[0] != "omegaconf":
+        return section
+    # A checkpoint's sections are plain already, and its reader need not import this.
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(section, resolve=True)
 
 
 def options(cls: type[T], section: Mapping[str, Any], name: str) -> T:
