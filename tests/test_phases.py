@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from geopak.build import build_phase
+from geopak.build import build_phase, optimizer_options, scale_learning_rates
 from geopak.cli import compose
 from geopak.errors import ConfigError
 from geopak.geo.cells import CellTable
@@ -52,7 +52,7 @@ def make_task(
             cells=cells,
             loss_options=LossOptions(**plain(cfg.loss)),
             decoding=DecodingOptions(),
-            optimizer=plain(cfg.optimizer),
+            optimizer=optimizer_options(cfg),
             encoders_pretrained=pretrained,
             num_steps=100,
             identity={},
@@ -319,3 +319,79 @@ def test_the_rate_of_every_group_follows_the_schedule(
         scheduler.step()
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(0.5 * peaks[group["name"]])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "factor"),
+    [
+        ([], 1, 1.0),
+        ([], 8, 1.0),
+        (["optimizer.lr_scaling=sqrt"], 1, 1.0),
+        (["optimizer.lr_scaling=sqrt"], 8, math.sqrt(8)),
+        (["optimizer.lr_scaling=linear"], 8, 8.0),
+        (["optimizer.lr_scaling=linear", "data.batch_size=32"], 2, 1.0),
+        (["optimizer.lr_scaling=linear", "data.batch_size=16"], 2, 0.5),
+        (["optimizer.lr_scaling=linear", "trainer.accumulate_grad_batches=4"], 2, 8.0),
+        (["optimizer.lr_scaling=linear", "optimizer.reference_batch=128"], 4, 2.0),
+        (["trainer=a100_multi"], 4, 2.0),
+        (["trainer=a100_cluster"], 16, 4.0),
+        (["trainer=fsdp"], 4, 2.0),
+        (["trainer=a100_multi", "optimizer.lr_scaling=none"], 4, 1.0),
+        (["trainer=a100"], 1, 1.0),
+    ],
+)
+def test_learning_rates_grow_with_the_photos_of_a_step(
+    overrides: list[str], world_size: int, factor: float
+) -> None:
+    cfg = composed(2, *overrides)
+    phase = build_phase(cfg)
+    scaled, by = scale_learning_rates(cfg, phase, world_size)
+    assert by == pytest.approx(factor)
+    assert scaled.lr == pytest.approx({group: factor * rate for group, rate in phase.lr.items()})
+
+
+def test_an_unknown_scaling_is_refused_with_the_nearest() -> None:
+    cfg = composed(2, "optimizer.lr_scaling=square")
+    with pytest.raises(ConfigError, match=r"lr_scaling='square' is unknown\..*Known: none, linear"):
+        scale_learning_rates(cfg, build_phase(cfg), 2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)]
+)
+def test_adamw_stays_fused_where_nothing_scales_the_loss(precision: str, fused: bool) -> None:
+    cfg = composed(2, f"trainer.precision={precision}")
+    assert optimizer_options(cfg)["fused"] is fused
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e6])
+def test_a_clipped_step_of_bf16_is_that_of_the_plain_optimizer(
+    make_task: Callable[..., GeolocationTask], make_batch: MakeBatch, clip: float
+) -> None:
+    task = make_task(2)
+    value, _ = task.compute_loss(make_batch(8))
+    value.total.backward()
+    trained = [p for group in task.trainable.values() for p in group]
+    gradients = [p.grad.clone() for p in trained if p.grad is not None]
+    before = [p.detach().clone() for p in trained]
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    if clip == 0.05:
+        assert norm > clip
+    task.trainer.precision = "bf16-mixed"  # type: ignore[misc]
+    # A scheduler holds its optimizer weakly and is kept as long.
+    fused = task.configure_optimizers()
+    task.configure_gradient_clipping(fused["optimizer"], clip, None)
+    scale = min(1.0, clip / (float(norm) + 1e-6))
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * scale)
+    fused["optimizer"].step()
+    after = [p.detach().clone() for p in trained]
+    for parameter, old, gradient in zip(trained, before, gradients, strict=True):
+        parameter.data.copy_(old)
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(trained, clip)
+    task.optimizer_options["fused"] = False
+    configured = task.configure_optimizers()
+    configured["optimizer"].step()
+    for parameter, expected in zip(trained, after, strict=True):
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from geopak.models.encoders import (
 )
 from geopak.models.geolocator import Geolocator, HeadSizes
 from geopak.options import options, plain
-from geopak.phases import Phase
+from geopak.phases import Phase, learning_rate_scale, with_scaled_rates
 
 if TYPE_CHECKING:
     import lightning as L
@@ -250,26 +251,60 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
 
 
 def build_datamodule(
-    cfg: DictConfig, prepared: PreparedSet, region: Region, image_size: int
+    cfg: DictConfig,
+    prepared: PreparedSet,
+    region: Region,
+    image_size: int,
+    world_size: int = 1,
 ) -> GeopakDataModule:
-    """The data module of ``cfg.data``."""
+    """The data module of ``cfg.data``, for one of ``world_size`` processes."""
     from geopak.data.datamodule import GeopakDataModule, LoadingOptions
 
     section = plain(cfg.data)
     for key in ("root", "prepared"):
         section.pop(key)
     section["memory_cache"] = str(section["memory_cache"]).lower()
-    return GeopakDataModule(prepared, region, options(LoadingOptions, section, "data"), image_size)
+    loading = options(LoadingOptions, section, "data")
+    return GeopakDataModule(prepared, region, loading, image_size, world_size)
+
+
+def scale_learning_rates(cfg: DictConfig, phase: Phase, world_size: int) -> tuple[Phase, float]:
+    """The phase with the rates that suit the photos of a step, and the factor between.
+
+    Args:
+        cfg: ``optimizer.lr_scaling`` and ``optimizer.reference_batch`` say how.
+        phase: its rates are those for the reference batch.
+        world_size: number of processes.
+    """
+    photos = cfg.data.batch_size * world_size * cfg.trainer.accumulate_grad_batches
+    factor = learning_rate_scale(cfg.optimizer.lr_scaling, photos, cfg.optimizer.reference_batch)
+    return with_scaled_rates(phase, factor), factor
+
+
+def step_summary(cfg: DictConfig, world_size: int, factor: float) -> str:
+    """What a step sees, on how many devices, and what that does to the learning rates."""
+    parts = [f"{cfg.data.batch_size} photos a batch"]
+    if world_size > 1:
+        parts.append(f"{world_size} devices")
+    if cfg.trainer.accumulate_grad_batches > 1:
+        parts.append(f"{cfg.trainer.accumulate_grad_batches} batches accumulated")
+    photos = cfg.data.batch_size * world_size * cfg.trainer.accumulate_grad_batches
+    rule, reference = cfg.optimizer.lr_scaling, cfg.optimizer.reference_batch
+    rates = f"lr_scaling={rule} of {photos}/{reference}: learning rates × {factor:.3g}"
+    return f"{' × '.join(parts)} = {photos} photos a step; {rates}"
 
 
 def optimizer_options(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of AdamW but for the learning rates.
 
-    Under mixed precision a fused AdamW unscales gradients by itself, after they should have been
-    clipped; Lightning refuses the pair, so the plain one takes its place.
+    With a loss scaler (16-mixed) a fused AdamW unscales gradients by itself, after they should
+    have been clipped; Lightning refuses the pair, so the plain one takes its place. bf16-mixed has
+    no scaler: see :meth:`geopak.task.GeolocationTask.configure_gradient_clipping`.
     """
     chosen: dict[str, Any] = plain(cfg.optimizer)
-    if "mixed" in str(cfg.trainer.precision) and cfg.trainer.gradient_clip_val:
+    for key in ("lr_scaling", "reference_batch"):
+        chosen.pop(key)
+    if str(cfg.trainer.precision) == "16-mixed" and cfg.trainer.gradient_clip_val:
         chosen["fused"] = False
     return chosen
 
@@ -371,8 +406,14 @@ def close_loggers(trainer: L.Trainer) -> None:
 
 
 def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
-    """The Lightning trainer of ``cfg.trainer``."""
+    """The Lightning trainer of ``cfg.trainer``, still without a logger.
+
+    Raises:
+        ConfigError: options that do not go together, or processes that nothing started.
+    """
     import lightning as L
+
+    from geopak import ranks
 
     section = plain(cfg.trainer)
     if section["check_val_every_n_epoch"] > phase.epochs:
@@ -385,18 +426,39 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
         torch.set_num_threads(threads)
     if section.pop("tf32"):
         torch.set_float32_matmul_precision("high")
-    logger, callbacks = build_logger(cfg, folder), build_callbacks(cfg, phase, folder)
-    try:
+    strategy, timeout_s = section.pop("strategy"), section.pop("timeout_s")
+    callbacks = build_callbacks(cfg, phase, folder)
+    callbacks += [ranks.AgreeOnStatistics(cfg.seed), ranks.RankWatch(section.pop("heartbeat_s"))]
+    if strategy == "fsdp" and cfg.data.feature_cache is not False:
+        raise ConfigError(
+            "trainer.strategy=fsdp runs the whole model on every photo: set "
+            "data.feature_cache=false, as trainer=fsdp does. Where the encoders are frozen, "
+            "trainer=a100_multi with the cache is the faster choice."
+        )
+    if ranks.LAUNCHER in (section["devices"], section["num_nodes"]):
+        nodes, per_node = ranks.launched_processes(os.environ)
+        for key, number in (("num_nodes", nodes), ("devices", per_node)):
+            if section[key] == ranks.LAUNCHER:
+                section[key] = number
+
+    def make(strategy: str) -> L.Trainer:
         return L.Trainer(
             max_epochs=phase.epochs,
             default_root_dir=folder,
-            logger=logger,
+            # Given by whoever fits.
+            logger=False,
             callbacks=callbacks,
+            strategy=ranks.build_strategy(strategy, timeout_s),
             enable_progress_bar=bool(cfg.callbacks.progress_bar),
             enable_model_summary=False,
             # Ranks draw their own batches, see geopak.data.sampler.
             use_distributed_sampler=False,
             **section,
         )
+
+    try:
+        trainer = make(strategy)
+        # Only Lightning knows how many devices there are.
+        return make("ddp") if strategy == "auto" and trainer.world_size > 1 else trainer
     except (ValueError, TypeError) as error:
         raise ConfigError(f"Lightning refuses the trainer.* options: {error}") from error

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from geopak.errors import ConfigError
 from geopak.geo.cells import CellTable
@@ -19,7 +20,8 @@ from geopak.losses import GeolocationLoss, LossOptions, LossValue
 from geopak.metrics import GeolocationMetrics
 from geopak.models.decode import DecodingOptions, cell_rank, decode
 from geopak.models.geolocator import Geolocator
-from geopak.phases import Phase, set_up_training
+from geopak.models.sharding import is_sharded, shard
+from geopak.phases import Phase, set_up_training, trainable_parameters
 from geopak.types import Batch, ModelOutput
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,8 @@ class GeolocationTask(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         value, output = self.compute_loss(batch)
-        self.log("train/loss", value.total, prog_bar=True)
+        # Of all ranks; the terms and shares below are of the first rank's photos.
+        self.log("train/loss", value.total, prog_bar=True, sync_dist=True)
         logged = {f"train/loss/{name}": term.detach() for name, term in value.terms.items()}
         logged |= {f"train/share/{name}": share for name, share in value.shares.items()}
         self.log_dict({**logged, "train/gate_mean": output.gate.detach().mean()})
@@ -139,6 +142,30 @@ class GeolocationTask(L.LightningModule):
                 100 * metrics["val/within_25km"],
                 100 * metrics["val/province_macro_acc"],
             )
+
+    def configure_model(self) -> None:
+        # There is a mesh under the strategy fsdp only.
+        if self.device_mesh is not None and not is_sharded(self.model):
+            shard(self.model, self.device_mesh["data_parallel"])
+            self.trainable = trainable_parameters(self.model)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and under bf16-mixed where Lightning refuses to.
+
+        It refuses a fused AdamW under any mixed precision, for the sake of loss scaling; bfloat16
+        has the range of float32 and is not scaled.
+        """
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if self.trainer.precision == "bf16-mixed" and by_norm and gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         rates = self.learning_rates()

@@ -52,21 +52,26 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     from geopak.geo.boundaries import Outlines
     from geopak.options import plain
     from geopak.phases import parameter_counts
+    from geopak.ranks import RankWatch, watch_parent
 
+    watch_parent()
     # Cheap checks first: a missing parent must not cost a model's loading.
     phase = build.build_phase(cfg)
     region = build.build_region(cfg)
     parent = build.resolve_parent(cfg, phase, overrides)
     prepared = build.build_prepared(cfg, region)
     model_config = plain(cfg.model)
-    datamodule = build.build_datamodule(cfg, prepared, region, model_config["image_size"])
+    quieten_lightning()
+    trainer = build.build_trainer(cfg, phase, folder)
+    datamodule = build.build_datamodule(
+        cfg, prepared, region, model_config["image_size"], trainer.world_size
+    )
+    phase, rate_factor = build.scale_learning_rates(cfg, phase, trainer.world_size)
     outlines = Outlines.of_region(region)
 
     import lightning as L
 
     from geopak.checkpoint import shared_overrides, write_run_record
-
-    quieten_lightning()
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build.build_model(model_config, region, prepared.cells)
@@ -83,7 +88,6 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
         pretrained,
         datamodule.num_batches,
     )
-    trainer = build.build_trainer(cfg, phase, folder)
 
     source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
     if cfg.resume_from:
@@ -100,9 +104,15 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
             datamodule.num_batches,
             phase.epochs,
         )
+        print(build.step_summary(cfg, trainer.world_size, rate_factor))
+    # Last, so that a mistake above leaves no run open.
+    trainer.logger = build.build_logger(cfg, folder)
+    watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
+    watch.start(trainer)
     try:
         trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.resume_from, weights_only=True)
     finally:
+        watch.stop()
         build.close_loggers(trainer)
 
     keeper = trainer.checkpoint_callback
@@ -130,6 +140,8 @@ def quieten_lightning() -> None:
     """Leaves out what Lightning says about choices that are meant here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Says which process it was that ended the others.
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     for message in (
         # Frozen encoders stay in eval mode.
         ".*module\\(s\\) in eval mode at the start of training.*",
@@ -140,6 +152,8 @@ def quieten_lightning() -> None:
         ".*exists and is not empty.*",
         # Metrics are gathered from all ranks before they are logged.
         ".*sync_dist=True.*",
+        # FSDP: the gate is a view, which nothing changes in place.
+        ".*returned a view tensor.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -199,8 +199,8 @@ def test_random_sampling_needs_no_quotas(prepared: PreparedSet, region: Region) 
 def test_quotas_that_do_not_fit_the_batch_are_refused_before_anything_is_loaded(
     prepared: PreparedSet, region: Region
 ) -> None:
-    with pytest.raises(ConfigError, match=r"sum to 8, not to data\.batch_size=64"):
-        make(prepared, region, batch_size=64)
+    with pytest.raises(ConfigError, match=r"sum to 8, not to data\.batch_size=66"):
+        make(prepared, region, batch_size=66)
 
 
 def test_an_unsafe_transform_is_refused_unless_permitted(

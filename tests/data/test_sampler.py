@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from geopak.data.sampler import (
     BalancedBatchSampler,
     RandomBatchSampler,
     SequentialBatchSampler,
+    batches_per_rank,
     check_quotas,
+    scale_quotas,
 )
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
@@ -124,9 +127,69 @@ def test_quotas_are_those_of_the_region(region: Region) -> None:
     assert check_quotas(region, 8, np.array([0, 1, 2, 2])).tolist() == [2, 2, 4]
 
 
-def test_quotas_that_do_not_fill_the_batch_are_refused_with_the_sum(region: Region) -> None:
-    with pytest.raises(ConfigError, match=r"sum to 8, not to data\.batch_size=64 \(capital 2, "):
-        check_quotas(region, 64, np.array([0, 1, 2]))
+@pytest.mark.parametrize("batch_size", [4, 12, 64])
+def test_quotas_keep_their_shares_in_a_batch_of_another_size(
+    region: Region, batch_size: int
+) -> None:
+    quotas = check_quotas(region, batch_size, np.array([0, 1, 2]))
+    assert (quotas * 8 == np.array([2, 2, 4]) * batch_size).all()
+
+
+@pytest.mark.parametrize(("batch_size", "nearest"), [(3, "4"), (66, "64 and 68")])
+def test_quotas_that_would_cut_photos_are_refused_with_the_nearest_sizes(
+    region: Region, batch_size: int, nearest: str
+) -> None:
+    message = rf"sum to 8, not to data\.batch_size={batch_size} \(capital 2, .*work: {nearest}\. "
+    with pytest.raises(ConfigError, match=message):
+        check_quotas(region, batch_size, np.array([0, 1, 2]))
+    for size in map(int, nearest.split(" and ")):
+        assert check_quotas(region, size, np.array([0, 1, 2])).sum() == size
+
+
+@given(
+    quotas=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
+    size=st.integers(1, 300),
+)
+def test_scaled_quotas_are_exact_or_refused(quotas: list[int], size: int) -> None:
+    exact = [Fraction(q * size, sum(quotas)) for q in quotas]
+    scaled = scale_quotas(np.array(quotas), size)
+    if all(share.denominator == 1 for share in exact):
+        assert scaled is not None
+        assert scaled.tolist() == exact
+    else:
+        assert scaled is None
+
+
+@given(
+    batches=st.integers(1, 2000),
+    batch_size=st.integers(1, 256),
+    world_size=st.integers(1, 64),
+)
+def test_an_epoch_sees_as_many_photos_on_any_hardware(
+    batches: int, batch_size: int, world_size: int
+) -> None:
+    each = batches_per_rank(batches, 64, batch_size, world_size)
+    photos = each * batch_size * world_size
+    assert batches * 64 <= photos < batches * 64 + batch_size * world_size
+    assert batches_per_rank(batches, 64, 64, 1) == batches
+
+
+@given(num=st.integers(1, 60), batch_size=st.integers(1, 20), world_size=st.integers(1, 5))
+def test_ranks_of_a_sharded_model_evaluate_as_many_batches(
+    num: int, batch_size: int, world_size: int
+) -> None:
+    if num < world_size:
+        return
+    rows = ROWS[:num].tolist()
+    samplers = [
+        SequentialBatchSampler(rows, batch_size, rank, world_size, same_number=True)
+        for rank in range(world_size)
+    ]
+    assert len({len(list(sampler)) for sampler in samplers}) == 1
+    drawn = Counter(row for sampler in samplers for batch in sampler for row in batch)
+    assert sorted(drawn) == rows
+    # Each once, but for the repeated row of a rank that would have had a batch less.
+    assert sum(drawn.values()) - num < world_size
 
 
 def test_a_quota_for_a_province_without_photos_is_refused_by_name(

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -19,6 +20,7 @@ from geopak.data.sampler import (
     BalancedBatchSampler,
     RandomBatchSampler,
     SequentialBatchSampler,
+    batches_per_rank,
     check_quotas,
 )
 from geopak.errors import ConfigError
@@ -34,7 +36,10 @@ class LoadingOptions:
 
     Attributes:
         batch_size: photos a batch and device.
-        batches_per_epoch: training batches an epoch; ``None``: as many as the train photos fill.
+        batches_per_epoch: training batches of ``reference_batch`` photos an epoch, over all
+            devices, see :func:`geopak.data.sampler.batches_per_rank`; ``None``: as many photos as
+            there are.
+        reference_batch: photos; ``None``: of ``batch_size``.
         sampling: ``balanced`` (quotas of the region) or ``random``.
         num_workers: loader processes; unused with the memory cache.
         memory_cache: keep decoded photos in memory: ``true``, ``false``, or ``auto`` (if they fit
@@ -49,6 +54,7 @@ class LoadingOptions:
 
     batch_size: int = 64
     batches_per_epoch: int | None = 1300
+    reference_batch: int | None = None
     sampling: str = "balanced"
     num_workers: int = 4
     memory_cache: str = "auto"
@@ -63,6 +69,8 @@ class LoadingOptions:
             raise ConfigError(f"data.batch_size={self.batch_size} must be at least 1.")
         if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
             raise ConfigError("data.batches_per_epoch must be at least 1, or null.")
+        if self.reference_batch is not None and self.reference_batch < 1:
+            raise ConfigError("data.reference_batch must be at least 1.")
         if self.sampling not in ("balanced", "random"):
             raise ConfigError(f"data.sampling={self.sampling!r}: use balanced or random.")
         if self.num_workers < 0:
@@ -83,18 +91,30 @@ class GeopakDataModule(L.LightningDataModule):
         region: its quotas shape the training batches.
         options: how photos become batches.
         image_size: side of the model's input, pixels.
+        world_size: number of processes that share the photos.
     """
 
     def __init__(
-        self, prepared: PreparedSet, region: Region, options: LoadingOptions, image_size: int
+        self,
+        prepared: PreparedSet,
+        region: Region,
+        options: LoadingOptions,
+        image_size: int,
+        world_size: int = 1,
     ) -> None:
         super().__init__()
+        self.world_size = world_size
         self.prepared = prepared
         self.options = options
         self.image_size = image_size
         self.augmenter = Augmenter(image_size, options.augmentation, options.allow_unsafe)
         self.train_rows = prepared.rows("train")
         self.val_rows = prepared.rows("val")
+        if len(self.val_rows) < world_size:
+            raise ConfigError(
+                f"{len(self.val_rows)} val photos cannot be shared by {world_size} processes: "
+                "prepare more of them, or train on fewer devices."
+            )
         self.train_province_id = prepared.photos["province_id"].to_numpy(np.int64)[self.train_rows]
         if options.sampling == "balanced":
             self.quotas = check_quotas(region, options.batch_size, self.train_province_id)
@@ -103,9 +123,11 @@ class GeopakDataModule(L.LightningDataModule):
     @property
     def num_batches(self) -> int:
         """Training batches an epoch on every device."""
-        return self.options.batches_per_epoch or max(
-            1, len(self.train_rows) // self.options.batch_size
-        )
+        o = self.options
+        if o.batches_per_epoch is None:
+            return max(1, len(self.train_rows) // (o.batch_size * self.world_size))
+        reference = o.reference_batch or o.batch_size
+        return batches_per_rank(o.batches_per_epoch, reference, o.batch_size, self.world_size)
 
     def setup(self, stage: str) -> None:
         if self.datasets:
@@ -150,7 +172,13 @@ class GeopakDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self._rank()
         rows = [int(r) for r in self.val_rows]
-        sampler = SequentialBatchSampler(rows, self.options.batch_size, rank, world_size)
+        # The processes of a sharded model run each layer together, or wait for ever.
+        sharded = self.trainer is not None and isinstance(
+            self.trainer.strategy, ModelParallelStrategy
+        )
+        sampler = SequentialBatchSampler(
+            rows, self.options.batch_size, rank, world_size, same_number=sharded
+        )
         return self._loader("val", sampler)
 
     def _loader(self, split: str, sampler: Sampler[list[int]]) -> DataLoader[Batch]:

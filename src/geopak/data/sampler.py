@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,32 +13,68 @@ from geopak.errors import ConfigError
 from geopak.geo.region import Region
 
 
+def batches_per_rank(
+    batches_per_epoch: int, reference_batch: int, batch_size: int, world_size: int
+) -> int:
+    """Batches that each process draws, so that an epoch sees as many photos on any hardware.
+
+    An epoch is ``batches_per_epoch`` × ``reference_batch`` photos. However many processes share
+    them, in batches of whatever size, it stays so many; where that does not come out even, it is
+    the few more that fill everyone's last batch.
+
+    Args:
+        batches_per_epoch: counted in batches of ``reference_batch`` photos, over all processes.
+        reference_batch: photos.
+        batch_size: photos a batch and process.
+        world_size: number of processes.
+    """
+    return math.ceil(batches_per_epoch * reference_batch / (batch_size * world_size))
+
+
+def scale_quotas(quotas: NDArray[np.int64], batch_size: int) -> NDArray[np.int64] | None:
+    """The same shares in a batch of another size; ``None`` where some photo would be cut."""
+    scaled = quotas * batch_size
+    return None if (scaled % quotas.sum()).any() else scaled // quotas.sum()
+
+
 def check_quotas(
     region: Region, batch_size: int, province_id: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The photos per batch of every province, validated.
 
+    The region's quotas describe a batch of their sum (Pakistan's: 64). A batch of another size
+    has the same shares, as long as they are whole photos: 32 of Pakistan are half of each quota.
+
     Args:
         region: gives ``batch_quota`` per province.
-        batch_size: that the quotas must add up to.
+        batch_size: that the quotas are scaled to.
         province_id: (N,) of the train photos.
 
     Raises:
-        ConfigError: quotas that do not sum to the batch size, or one for an empty province.
+        ConfigError: a batch size that the quotas cannot be scaled to, named with the nearest that
+            they can; or a quota for an empty province.
     """
-    quotas = np.array([p.batch_quota for p in region.provinces])
-    if quotas.sum() != batch_size:
+    described = np.array([p.batch_quota for p in region.provinces])
+    if not described.sum():
+        raise ConfigError("Every region.provinces.<key>.batch_quota is 0: no batch has a photo.")
+    quotas = scale_quotas(described, batch_size)
+    if quotas is None:
         listed = ", ".join(f"{p.key} {p.batch_quota}" for p in region.provinces)
+        step = int(described.sum()) // math.gcd(*map(int, described))
+        below = batch_size // step * step
+        nearest = f"{below} and {below + step}" if below else f"{step}"
         raise ConfigError(
-            f"The batch quotas sum to {quotas.sum()}, not to data.batch_size={batch_size} "
-            f"({listed}). Change region.provinces.<key>.batch_quota or data.batch_size."
+            f"The batch quotas sum to {described.sum()}, not to data.batch_size={batch_size} "
+            f"({listed}), and their shares of it are no whole photos. The nearest batch sizes that "
+            f"work: {nearest}. Change data.batch_size or region.provinces.<key>.batch_quota."
         )
     count = np.bincount(province_id, minlength=region.num_provinces)
-    for province, quota, n in zip(region.provinces, quotas, count, strict=True):
-        if quota and not n:
+    for province, n in zip(region.provinces, count, strict=True):
+        if province.batch_quota and not n:
             raise ConfigError(
-                f"region.provinces.{province.key}.batch_quota={quota}, but {province.name} has no "
-                "train photos. Set the quota to 0 and give it to another province."
+                f"region.provinces.{province.key}.batch_quota={province.batch_quota}, but "
+                f"{province.name} has no train photos. Set the quota to 0 and give it to another "
+                "province."
             )
     return quotas
 
@@ -71,22 +108,31 @@ class BalancedBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.epoch = 0
+        self._done = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose batches the next iteration draws."""
         self.epoch = epoch
+
+    def resume(self, batches_done: int) -> None:
+        """Goes on after so many batches of the whole training: at their epoch, and within it."""
+        self._done = divmod(batches_done, self.num_batches)
+        self.epoch = self._done[0]
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch, self.rank])
-        for _ in range(self.num_batches):
+        epoch, done = self._done
+        for number in range(self.num_batches):
             drawn = [
                 rng.choice(pool, quota)
                 for pool, quota in zip(self.pools, self.quotas, strict=True)
                 if quota
             ]
+            if self.epoch == epoch and number < done:
+                continue
             yield rng.permutation(np.concatenate(drawn)).tolist()
 
 
@@ -112,13 +158,23 @@ class SequentialBatchSampler(Sampler[list[int]]):
         rows: row numbers.
         batch_size: rows per batch; the last one may be smaller.
         rank, world_size: of this process.
+        same_number: give every rank as many batches; one with fewer repeats a row of its own.
     """
 
     def __init__(
-        self, rows: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        rows: Sequence[int],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        same_number: bool = False,
     ) -> None:
         self.rows = list(map(int, rows))[rank::world_size]
         self.batch_size = batch_size
+        most = -(-len(rows) // world_size)
+        if same_number and self.rows and len(self) < -(-most // batch_size):
+            # Rows differ by one between ranks, hence batches too.
+            self.rows.append(self.rows[-1])
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
