@@ -39,7 +39,9 @@ IN_CHECKOUT = (_CHECKOUT / "conf" / "train.yaml").is_file()
 CONFIG_DIR = _CHECKOUT / "conf" if IN_CHECKOUT else PACKAGE_DIR / "conf"
 # Keys whose values are names of files, folders or runs, so that 1234 is text there; and those of
 # them that name what is yet to be written.
-_INPUTS = {"images", "ckpt", "root", "prepared", "init_from", "resume_from", "checkpoint"}
+_INPUTS = {
+    "images", "ckpt", "root", "prepared", "shards", "init_from", "resume_from", "checkpoint",
+}  # fmt: skip
 _OUTPUTS = {"map", "out", "name"}
 
 

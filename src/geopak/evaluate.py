@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from geopak.build import Trained
     from geopak.data.dataset import PreparedSet
+    from geopak.data.shards import ShardPhotos
     from geopak.report.evaluation import Evaluation
+    from geopak.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ def run_model(
     rows: NDArray[np.int64],
     batch_size: int,
     num_workers: int,
+    shards: ShardPhotos | None = None,
 ) -> Evaluation:
     """Predicts every photo by every decoding rule, end to end.
 
@@ -40,6 +43,7 @@ def run_model(
         prepared: photos and their truth.
         rows: of the photos.
         batch_size, num_workers: of the loader.
+        shards: gives the photos; ``None``: they are read from their files.
     """
     import numpy as np
     import torch
@@ -47,6 +51,7 @@ def run_model(
 
     from geopak.data.dataset import PhotoDataset
     from geopak.data.sampler import SequentialBatchSampler
+    from geopak.data.shards import ShardRowSampler
     from geopak.models.decode import RULES, cell_rank, infer
     from geopak.report.evaluation import Evaluation
     from geopak.report.groups import group_photos
@@ -58,18 +63,29 @@ def run_model(
     province_id = photos["province_id"].to_numpy(np.int64)
     # The model's own cells: those of the set are the same, or it was asked for another set.
     cell_id = cells.nearest(latlon, province_id)
-    loader = DataLoader(
-        PhotoDataset(prepared, model.image_size),
-        batch_size=None,
-        sampler=SequentialBatchSampler(rows.tolist(), batch_size),
-        num_workers=num_workers,
-    )
+    place = np.full(len(prepared.photos), -1)
+    place[rows] = np.arange(len(rows))
+    loader: DataLoader[Batch]
+    if shards is None:
+        loader = DataLoader(
+            PhotoDataset(prepared, model.image_size),
+            batch_size=None,
+            sampler=SequentialBatchSampler(rows.tolist(), batch_size),
+            num_workers=num_workers,
+        )
+    else:
+        loader = DataLoader(
+            shards,
+            batch_size=None,
+            sampler=ShardRowSampler(rows, batch_size, num_workers=num_workers),
+            num_workers=num_workers,
+        )
     parts: list[dict[str, torch.Tensor]] = []
-    done = 0
+    places: list[NDArray[np.int64]] = []
     with torch.inference_mode():
         for batch in loader:
-            true_cell = torch.from_numpy(cell_id[done : done + len(batch["row"])]).to(device)
-            done += len(batch["row"])
+            places.append(place[batch["row"].numpy()])
+            true_cell = torch.from_numpy(cell_id[places[-1]]).to(device)
             output, decoded = infer(model, batch["image"], trained.decoding, list(RULES))
             main = decoded[trained.decoding.rule]
             parts.append(
@@ -84,7 +100,11 @@ def run_model(
                     "gate": output.gate,
                 }
             )
-    found = {name: torch.cat([p[name] for p in parts]).cpu().double().numpy() for name in parts[0]}
+    # Batches from shards come in another order than the rows.
+    order = np.argsort(np.concatenate(places))
+    found = {
+        name: torch.cat([p[name] for p in parts]).cpu().double().numpy()[order] for name in parts[0]
+    }
     return Evaluation(
         id=photos["id"].astype(str).to_list(),
         path=photos["path"].to_list(),
@@ -113,6 +133,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from geopak.build import load_trained
     from geopak.checkpoint import find_latest
     from geopak.data.dataset import PreparedSet
+    from geopak.data.shards import ShardIndex, ShardPhotos
     from geopak.report.evaluation import write_report
 
     checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
@@ -127,7 +148,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "or other_set=true if no photo of this set was trained on."
         )
     rows = prepared.rows(cfg.split)
-    evaluation = run_model(trained, prepared, rows, cfg.batch_size, cfg.num_workers)
+    shards = None
+    if cfg.shards is not None:
+        index = ShardIndex.read(str(cfg.shards))
+        index.check(prepared, trained.region)
+        shards = ShardPhotos(prepared, index, cfg.split, trained.model.image_size)
+    evaluation = run_model(trained, prepared, rows, cfg.batch_size, cfg.num_workers, shards)
     folder = Path(cfg.out) if cfg.out else checkpoint.parent.parent / f"report-{cfg.split}"
     context = {
         "checkpoint": checkpoint.name,
