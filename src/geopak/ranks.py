@@ -32,7 +32,7 @@ from geopak.errors import ConfigError
 # Value of trainer.devices and trainer.num_nodes: as many as were started.
 LAUNCHER = "launcher"
 _LAUNCHER_PID = "GEOPAK_LAUNCHER_PID"
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.25
 _DONE, _FAILED = "done", "failed"
 _BATCH_NORMS = (
     nn.BatchNorm1d,
@@ -143,22 +143,29 @@ def watch_parent() -> None:
 
     A rank whose launcher was killed would otherwise train on, or wait for a connection.
     """
-    own = os.getpid()
     if "LOCAL_RANK" not in os.environ:
         # Lightning starts the other ranks from here; they inherit this.
-        os.environ[_LAUNCHER_PID] = str(own)
+        os.environ[_LAUNCHER_PID] = str(os.getpid())
         return
-    parent = int(os.environ.get(_LAUNCHER_PID, os.getppid()))
+    parent = int(os.environ.setdefault(_LAUNCHER_PID, str(os.getppid())))
     name = "parent-watch"
-    if parent == own or any(thread.name == name for thread in threading.enumerate()):
+    if parent == os.getpid() or any(thread.name == name for thread in threading.enumerate()):
         return
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not (reason := _ended_parent()):
             time.sleep(_LOOK_EVERY_S)
-        end_process(f"process {parent}, which started this rank, has ended")
+        end_process(reason)
 
     threading.Thread(target=watch, name=name, daemon=True).start()
+
+
+def _ended_parent() -> str | None:
+    """Whether the process has ended that started this rank."""
+    parent = int(os.environ.get(_LAUNCHER_PID, os.getpid()))
+    if parent in (os.getpid(), os.getppid()):
+        return None
+    return f"process {parent}, which started this rank, has ended"
 
 
 def end_process(reason: str, folder: str | Path | None = None) -> NoReturn:
@@ -240,10 +247,14 @@ class RankWatch(L.Callback):
         while not self._stop.wait(_LOOK_EVERY_S):
             launcher = trainer.strategy.launcher
             children: list[subprocess.Popen[Any]] = list(getattr(launcher, "procs", ()))
-            reason = _ended_child(children)
+            reason = _ended_parent() or _ended_child(children)
             if reason is None and self._store and self.heartbeat_s:
                 pulse = pulse or _Pulse(trainer.global_rank, trainer.world_size, self.heartbeat_s)
                 reason = pulse.feel(self._store)
+                if reason:
+                    # Connections of a killed process break before it counts as ended.
+                    time.sleep(2 * _LOOK_EVERY_S)
+                    reason = _ended_parent() or _ended_child(children) or reason
             if reason and not self._stop.is_set():
                 for child in children:
                     child.kill()

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from geopak.errors import ConfigError
 from geopak.geo.cells import CellTable
@@ -88,6 +89,7 @@ class GeolocationTask(L.LightningModule):
         self.loss = GeolocationLoss(region, cells, loss_options, tuple(phase.losses))
         self.ramp_epochs = loss_options.offset_ramp_epochs
         self.val_metrics = GeolocationMetrics([p.key for p in region.provinces])
+        self.val_gate = MeanMetric()
         self.register_buffer("cell_urban", torch.from_numpy(cells.urban.copy()), persistent=False)
 
     def learning_rates(self) -> dict[str, float]:
@@ -127,11 +129,14 @@ class GeolocationTask(L.LightningModule):
             urban=self.cell_urban[batch["cell_id"]],
             row=batch["row"],
         )
-        self.log("val/gate_mean", output.gate.mean(), sync_dist=True, batch_size=len(output.gate))
+        self.val_gate.update(output.gate)
 
     def on_validation_epoch_end(self) -> None:
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        # Lightning's own mean over ranks is off where they have unequal numbers of photos.
+        metrics["val/gate_mean"] = self.val_gate.compute()
         self.val_metrics.reset()
+        self.val_gate.reset()
         self.log_dict(metrics, rank_zero_only=False)
         if not self.trainer.sanity_checking and self.trainer.is_global_zero:
             log.info(

@@ -132,7 +132,8 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
         )
     # Other ranks may look for this record as the parent of the next phase.
     trainer.strategy.barrier()
-    log.info("best %s = %.4g: %s", phase.monitor, score, best)
+    if trainer.is_global_zero:
+        log.info("best %s = %.4g: %s", phase.monitor, score, best)
     return TrainingResult(best, score, task, folder)
 
 
