@@ -214,3 +214,20 @@ def test_a_key_may_have_the_name_of_another_commands_group() -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=override.partition("=")[0]):
             compose(command, [override])
+
+
+def test_the_single_runs_of_a_multirun_are_those_of_hydra() -> None:
+    one = ["phase=1", "experiment=pakistan", "trainer.devices=2"]
+    assert cli.split_jobs(one) == [one]
+    assert cli.split_jobs([]) == [[]]
+    assert cli.split_jobs(["-m", "phase=0,1,2", "seed=3"]) == [
+        [f"phase={phase}", "seed=3"] for phase in (0, 1, 2)
+    ]
+    assert cli.split_jobs(["seed=1,2", "phase=0,1", "--multirun"]) == [
+        ["seed=1", "phase=0"], ["seed=1", "phase=1"], ["seed=2", "phase=0"], ["seed=2", "phase=1"],
+    ]  # fmt: skip
+    assert cli.split_jobs(["-m", "images=[a,b]"]) == [["images=[a,b]"]]
+    with pytest.raises(ConfigError, match="--help is not an override"):
+        cli.split_jobs(["--help"])
+    with pytest.raises(ConfigError, match="phase"):
+        cli.split_jobs(["-m", "phase"])

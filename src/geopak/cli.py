@@ -273,6 +273,31 @@ def _hydra_initialised() -> Iterator[None]:
         instance.hydra = before
 
 
+def split_jobs(arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of every single run that a command's arguments ask for, in their order.
+
+    Args:
+        arguments: as typed. With ``-m`` or ``--multirun`` values such as ``phase=0,1,2`` are swept.
+
+    Raises:
+        ConfigError: an argument that is no override.
+    """
+    quoted = quote_overrides(arguments)
+    overrides = [a for a in quoted if a not in ("-m", "--multirun")]
+    if option := next((a for a in overrides if a.startswith("-")), None):
+        raise ConfigError(f"{option} is not an override. Only key=value and -m can be given here.")
+    if len(overrides) == len(quoted):
+        return [overrides]
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        [jobs] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    return [list(job) for job in jobs]
+
+
 def unknown_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
     """A line for every override whose key the configuration does not have.
 
