@@ -146,8 +146,9 @@ def start_weights(
         Whether the encoders hold anything learned.
     """
     if resume_from:
-        # The trainer restores all weights itself; here the checkpoint is only checked.
-        read_matching(resume_from, region, cells, config, phase.index)
+        # The trainer restores all weights once more; a feature cache needs the encoders before.
+        checkpoint = read_matching(resume_from, region, cells, config, phase.index)
+        load_state(model, checkpoint, resume_from)
         return phase.parent is not None or bool(config["pretrained"])
     if parent is not None:
         checkpoint = read_matching(parent, region, cells, config, phase.parent)
@@ -263,7 +264,8 @@ def build_datamodule(
     section = plain(cfg.data)
     for key in ("root", "prepared"):
         section.pop(key)
-    section["memory_cache"] = str(section["memory_cache"]).lower()
+    for key in ("memory_cache", "feature_cache"):
+        section[key] = str(section[key]).lower()
     loading = options(LoadingOptions, section, "data")
     return GeopakDataModule(prepared, region, loading, image_size, world_size)
 
@@ -292,6 +294,21 @@ def step_summary(cfg: DictConfig, world_size: int, factor: float) -> str:
     rule, reference = cfg.optimizer.lr_scaling, cfg.optimizer.reference_batch
     rates = f"lr_scaling={rule} of {photos}/{reference}: learning rates × {factor:.3g}"
     return f"{' × '.join(parts)} = {photos} photos a step; {rates}"
+
+
+def connect_features(datamodule: GeopakDataModule, model: Geolocator, phase: Phase) -> None:
+    """Lets the data module serve features where a phase trains no encoder.
+
+    Raises:
+        ConfigError: features are insisted on in a phase that trains an encoder.
+    """
+    if model.encoders_frozen:
+        datamodule.use_features_of(model)
+    elif datamodule.options.feature_cache == "true":
+        raise ConfigError(
+            f"data.feature_cache=true: phase {phase.index} trains an encoder here, so that its "
+            "features change with every step. Use data.feature_cache=auto."
+        )
 
 
 def optimizer_options(cfg: DictConfig) -> dict[str, Any]:

@@ -100,15 +100,28 @@ class GeolocationTask(L.LightningModule):
         """(B, 2) degrees: the true cell's center + offset, where a phase trains the offset."""
         return None
 
+    def answer(self, batch: Batch) -> ModelOutput:
+        """What the model says of a batch of photos, or of their cached features."""
+        if "features" in batch:
+            return self.model.heads(batch["features"])
+        output: ModelOutput = self.model(batch["image"])
+        return output
+
     def compute_loss(self, batch: Batch) -> tuple[LossValue, ModelOutput]:
         """The one step behind training of every phase."""
-        output: ModelOutput = self.model(batch["image"])
+        output = self.answer(batch)
         # Epochs count from 1: the first already trains the offset, gently.
         ramp = min(1.0, (self.current_epoch + 1) / max(1, self.ramp_epochs))
         return self.loss(output, batch, self.locate_true_cell(output, batch), ramp), output
 
+    def is_logging_step(self) -> bool:
+        """Whether what this step logs will be kept: logging costs as much as the heads do."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         value, output = self.compute_loss(batch)
+        if not self.is_logging_step():
+            return value.total
         # Of all ranks; the terms and shares below are of the first rank's photos.
         self.log("train/loss", value.total, prog_bar=True, sync_dist=True)
         logged = {f"train/loss/{name}": term.detach() for name, term in value.terms.items()}
@@ -117,7 +130,7 @@ class GeolocationTask(L.LightningModule):
         return value.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output: ModelOutput = self.model(batch["image"])
+        output = self.answer(batch)
         decoded = decode(self.model, output, self.decoding)[self.decoding.rule]
         self.val_metrics.update(
             predicted_latlon_deg=decoded.latlon_deg,

@@ -88,6 +88,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
         pretrained,
         datamodule.num_batches,
     )
+    build.connect_features(datamodule, model, phase)
 
     source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
     if cfg.resume_from:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -15,7 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from geopak.data.augment import Augmenter
+from geopak.data.content_hashes import content_hashes
 from geopak.data.dataset import PhotoDataset, PreparedSet
+from geopak.data.features import (
+    Encoding,
+    FeatureDataset,
+    ImageEncoder,
+    Pictures,
+    cached_features,
+    check_feature_options,
+)
 from geopak.data.sampler import (
     BalancedBatchSampler,
     RandomBatchSampler,
@@ -27,7 +37,7 @@ from geopak.errors import ConfigError
 from geopak.geo.region import Region
 from geopak.types import Batch
 
-MEMORY_CACHE = ("auto", "true", "false")
+CACHE_CHOICES = ("auto", "true", "false")
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,12 @@ class LoadingOptions:
         memory_cache: keep decoded photos in memory: ``true``, ``false``, or ``auto`` (if they fit
             into ``memory_cache_gb``).
         memory_cache_gb: limit of ``auto``, in 10⁹ bytes.
+        feature_cache: train from features that are encoded once, where the encoders are frozen:
+            ``true``, ``false``, or ``auto`` (if the training would take more encodings).
+        feature_views: augmented views of every train photo in the cache.
+        feature_dtype: ``float32``, ``float16`` or ``bfloat16``, of the cache on disk.
+        feature_draw: another number draws other views.
+        feature_folder: of the caches; runs that share it share them.
         load_margin: training photos are loaded this much larger than the model's input, so that
             random crops do not enlarge.
         augmentation: settings of :class:`geopak.data.augment.Augmenter`.
@@ -59,6 +75,11 @@ class LoadingOptions:
     num_workers: int = 4
     memory_cache: str = "auto"
     memory_cache_gb: float = 2.0
+    feature_cache: str = "auto"
+    feature_views: int = 4
+    feature_dtype: str = "float32"
+    feature_draw: int = 0
+    feature_folder: str = "features"
     load_margin: float = 1.15
     augmentation: dict[str, Any] = field(default_factory=dict)
     allow_unsafe: bool = False
@@ -75,10 +96,11 @@ class LoadingOptions:
             raise ConfigError(f"data.sampling={self.sampling!r}: use balanced or random.")
         if self.num_workers < 0:
             raise ConfigError(f"data.num_workers={self.num_workers} must be 0 or more.")
-        if self.memory_cache not in MEMORY_CACHE:
-            raise ConfigError(
-                f"data.memory_cache={self.memory_cache!r}: use {', '.join(MEMORY_CACHE)}."
-            )
+        for name in ("memory_cache", "feature_cache"):
+            choice = getattr(self, name)
+            if choice not in CACHE_CHOICES:
+                raise ConfigError(f"data.{name}={choice!r}: use {', '.join(CACHE_CHOICES)}.")
+        check_feature_options(self.feature_views, self.feature_dtype, self.feature_draw)
         if self.load_margin < 1:
             raise ConfigError(f"data.load_margin={self.load_margin} must be at least 1.")
 
@@ -118,7 +140,12 @@ class GeopakDataModule(L.LightningDataModule):
         self.train_province_id = prepared.photos["province_id"].to_numpy(np.int64)[self.train_rows]
         if options.sampling == "balanced":
             self.quotas = check_quotas(region, options.batch_size, self.train_province_id)
-        self.datasets: dict[str, PhotoDataset] = {}
+        self.datasets: dict[str, PhotoDataset | FeatureDataset] = {}
+        self.encoder: ImageEncoder | None = None
+
+    def use_features_of(self, encoder: ImageEncoder) -> None:
+        """Serves features instead of photos where the options want it: its weights are frozen."""
+        self.encoder = encoder
 
     @property
     def num_batches(self) -> int:
@@ -133,11 +160,70 @@ class GeopakDataModule(L.LightningDataModule):
         if self.datasets:
             return
         train_size = round(self.image_size * self.options.load_margin)
-        for split, rows, size in (
-            ("train", self.train_rows, train_size),
-            ("val", self.val_rows, self.image_size),
+        o = self.options
+        plain = Pictures(self.image_size)
+        views = Pictures(train_size, self.augmenter, o.feature_views, o.feature_draw)
+        for split, rows, pictures in (
+            ("train", self.train_rows, views),
+            ("val", self.val_rows, plain),
         ):
-            self.datasets[split] = self._dataset(rows, size)
+            if self._encodes_once():
+                self.datasets[split] = self._feature_dataset(split, rows, pictures)
+            else:
+                self.datasets[split] = self._dataset(rows, pictures.load_size)
+
+    def _encodes_once(self) -> bool:
+        """Whether to train from cached features."""
+        if self.encoder is None or self.options.feature_cache == "false":
+            return False
+        if self.options.feature_cache == "true" or self.trainer is None:
+            return True
+        num_train, num_val = len(self.train_rows), len(self.val_rows)
+        batches = self.num_batches * self._rank()[1] * int(self.trainer.max_epochs or 1)
+        uncached = batches * self.options.batch_size
+        uncached += num_val * int(self.trainer.max_epochs or 1)
+        return self.options.feature_views * num_train + num_val <= uncached
+
+    def _feature_dataset(
+        self, split: str, rows: NDArray[np.int64], pictures: Pictures
+    ) -> FeatureDataset:
+        o = self.options
+        dataset = PhotoDataset(self.prepared, pictures.load_size)
+        features = cached_features(
+            self._encoding(),
+            dataset,
+            rows,
+            self._hashes([dataset.paths[row] for row in rows]),
+            pictures,
+            o.feature_folder,
+            o.feature_dtype,
+        )
+        return FeatureDataset(
+            dataset.truth, features, self._view_generator if split == "train" else None
+        )
+
+    def _hashes(self, paths: list[str]) -> list[str]:
+        """Content hashes: one process of a machine reads the files, the others look them up."""
+        store, trainer = Path(self.options.feature_folder) / "photos", self.trainer
+        if trainer is None:
+            return content_hashes(paths, store)
+        if trainer.local_rank == 0:
+            hashes = content_hashes(paths, store)
+        trainer.strategy.barrier("photo hashes")
+        return hashes if trainer.local_rank == 0 else content_hashes(paths, store)
+
+    def _encoding(self) -> Encoding:
+        encoder = cast(ImageEncoder, self.encoder)
+        workers, trainer = self.options.num_workers, self.trainer
+        if trainer is None:
+            return Encoding(encoder, torch.device("cpu"), num_workers=workers)
+        return Encoding(
+            encoder,
+            trainer.strategy.root_device,
+            str(trainer.precision),
+            trainer.precision_plugin.forward_context,
+            workers,
+        )
 
     def _dataset(self, rows: NDArray[np.int64], size: int) -> PhotoDataset:
         choice = self.options.memory_cache
@@ -165,8 +251,7 @@ class GeopakDataModule(L.LightningDataModule):
         if self.trainer is not None:
             # Lightning sets the epoch after loader processes have begun to fetch, and a resumed
             # trainer counts its epochs later still; the batches done are known by now.
-            batches_done = self.trainer.fit_loop.total_batch_idx + 1
-            sampler.set_epoch(batches_done // self.num_batches)
+            sampler.resume(self.trainer.fit_loop.total_batch_idx + 1)
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -183,7 +268,8 @@ class GeopakDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: Sampler[list[int]]) -> DataLoader[Batch]:
         dataset = self.datasets[split]
-        workers = 0 if dataset.cache is not None else self.options.num_workers
+        in_memory = isinstance(dataset, FeatureDataset) or dataset.cache is not None
+        workers = 0 if in_memory else self.options.num_workers
         return DataLoader(
             dataset,
             batch_size=None,
@@ -195,13 +281,19 @@ class GeopakDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         trainer = self.trainer
-        if trainer is not None and trainer.training:
+        if "features" in batch:
+            batch["features"] = batch["features"].float()
+        elif trainer is not None and trainer.training:
             rank, _ = self._rank()
             generator = self.augmentation_generator(batch["row"], trainer.current_epoch, rank)
             batch["image"] = self.augmenter(batch["image"], generator)
         else:
             batch["image"] = to_float(batch["image"])
         return batch
+
+    def _view_generator(self, row: Tensor) -> torch.Generator:
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        return self.augmentation_generator(row, epoch, self._rank()[0])
 
     def augmentation_generator(self, row: Tensor, epoch: int, rank: int) -> torch.Generator:
         """Randomness that depends on the seed, the epoch, the rank and the batch's photos alone."""
