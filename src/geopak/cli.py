@@ -105,7 +105,7 @@ def _hasten_help() -> None:
 
     For each of some hundred questions which groups and files there are, Hydra copies its whole
     store, to apply overrides to the copy: two thirds of the time that ``--help`` takes. Where
-    there are none to apply, the original knows the answer.
+    there are none to apply, the original knows the answer, and it is asked everything twice.
     """
     original = ConfigLoaderImpl.get_group_options
     if getattr(original, "_geopak", False):
@@ -119,9 +119,13 @@ def _hasten_help() -> None:
         config_name: str | None = None,
         overrides: list[str] | None = None,
     ) -> list[str]:
-        if config_name is None and not overrides:
-            return self.repository.get_group_options(group_name, results_filter)
-        return original(self, group_name, results_filter, config_name, overrides)
+        if config_name is not None or overrides:
+            return original(self, group_name, results_filter, config_name, overrides)
+        known = self.__dict__.setdefault("_geopak_groups", {})
+        question = (group_name, results_filter)
+        if question not in known:
+            known[question] = self.repository.get_group_options(group_name, results_filter)
+        return list(known[question])
 
     get_group_options._geopak = True  # type: ignore[attr-defined]
     ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign]
