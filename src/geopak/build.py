@@ -195,7 +195,10 @@ def portable_config(cfg: DictConfig) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     for key in ("paths", "init_from", "resume_from"):
         config.pop(key, None)
-    for section, keys in (("data", ("root", "prepared")), ("region", ("boundaries", "towns"))):
+    for section, keys in (
+        ("data", ("root", "prepared", "shards")),
+        ("region", ("boundaries", "towns")),
+    ):
         for key in keys:
             config[section].pop(key, None)
     for encoder in ("semantic", "scene"):

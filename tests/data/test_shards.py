@@ -23,6 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from geopak.data import shards as shards_module
+from geopak.data.datamodule import GeopakDataModule, LoadingOptions
 from geopak.data.dataset import PhotoDataset, PreparedSet
 from geopak.data.partitions import ExecutorSettings
 from geopak.data.shard_writing import ShardSettings, write_shards
@@ -42,6 +43,8 @@ from geopak.data.shards import (
 from geopak.errors import ConfigError, PhotoError, PreparedSetError
 from geopak.geo.region import Region
 from geopak.types import Batch
+
+from .test_datamodule import fit
 
 QUOTAS = np.array([2, 2, 4])
 SIZE = 32
@@ -749,3 +752,52 @@ def test_without_webdataset_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ConfigError, match=r"pip install 'geopak\[shards\]'"):
         ShardIndex.read(str(folder))
+
+
+# --- through the data module ----------------------------------------------------------------------
+
+
+def module(prepared: PreparedSet, region: Region, folder: Path, **options: Any) -> GeopakDataModule:
+    chosen = {"batch_size": 8, "batches_per_epoch": 5, "num_workers": 0, "shards": str(folder)}
+    return GeopakDataModule(prepared, region, LoadingOptions(**chosen | options), image_size=SIZE)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_trainer_sees_the_stream_of_every_epoch(
+    prepared: PreparedSet, region: Region, folder: Path, index: ShardIndex, workers: int
+) -> None:
+    datamodule = module(prepared, region, folder, num_workers=workers)
+    seen = fit(datamodule, epochs=2).seen
+    dataset = make(prepared, index)
+    expected = [r for epoch in (0, 1) for r in rows(batches(dataset, 5, workers, epoch=epoch))]
+    assert rows(seen["train"]) == expected
+    assert {tuple(batch["image"].shape[1:]) for batch in seen["train"]} == {(3, SIZE, SIZE)}
+    # Lightning tries the first batch before training.
+    assert sorted(row for batch in rows(seen["val"])[1:] for row in batch) == sorted(
+        2 * prepared.rows("val").tolist()
+    )
+
+
+def test_training_on_shards_is_prepared_before_it_begins(
+    prepared: PreparedSet, region: Region, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PreparedSetError, match="No shards at"):
+        module(prepared, region, tmp_path)
+    other = PreparedSet(prepared.photos.assign(id="x"), prepared.cells, prepared.root)
+    with pytest.raises(PreparedSetError, match="another prepared set"):
+        module(other, region, folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("shard_group", 0),
+        ("sampling", "random"),
+        ("memory_cache", "true"),
+        ("feature_cache", "true"),
+    ],
+)
+def test_what_shards_cannot_do_is_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{option}"):
+        LoadingOptions(**{"shards": "somewhere", option: value})

@@ -33,6 +33,13 @@ from geopak.data.sampler import (
     batches_per_rank,
     check_quotas,
 )
+from geopak.data.shards import (
+    ShardBatches,
+    ShardBatchSampler,
+    ShardIndex,
+    ShardPhotos,
+    ShardRowSampler,
+)
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
 from geopak.types import Batch
@@ -61,6 +68,9 @@ class LoadingOptions:
         feature_dtype: ``float32``, ``float16`` or ``bfloat16``, of the cache on disk.
         feature_draw: another number draws other views.
         feature_folder: of the caches; runs that share it share them.
+        shards: folder or URL of tar shards that give the photos; ``None``: they are read from their
+            files.
+        shard_group: shards of a province that a loader process holds at a time, undecoded.
         load_margin: training photos are loaded this much larger than the model's input, so that
             random crops do not enlarge.
         augmentation: settings of :class:`geopak.data.augment.Augmenter`.
@@ -80,6 +90,8 @@ class LoadingOptions:
     feature_dtype: str = "float32"
     feature_draw: int = 0
     feature_folder: str = "features"
+    shards: str | None = None
+    shard_group: int = 2
     load_margin: float = 1.15
     augmentation: dict[str, Any] = field(default_factory=dict)
     allow_unsafe: bool = False
@@ -103,6 +115,24 @@ class LoadingOptions:
         check_feature_options(self.feature_views, self.feature_dtype, self.feature_draw)
         if self.load_margin < 1:
             raise ConfigError(f"data.load_margin={self.load_margin} must be at least 1.")
+        if self.shard_group < 1:
+            raise ConfigError(f"data.shard_group={self.shard_group} must be at least 1.")
+        if self.shards is not None:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Raises a ConfigError where shards cannot do what is asked for."""
+        if self.sampling != "balanced":
+            raise ConfigError(
+                f"data.sampling={self.sampling} needs photo files: shards give balanced batches "
+                "alone. Use data.sampling=balanced, or data=photos."
+            )
+        for name in ("memory_cache", "feature_cache"):
+            if getattr(self, name) == "true":
+                raise ConfigError(
+                    f"data.{name}=true needs photo files, and data=shards streams. Use "
+                    f"data.{name}=false, or data=photos."
+                )
 
 
 class GeopakDataModule(L.LightningDataModule):
@@ -140,7 +170,11 @@ class GeopakDataModule(L.LightningDataModule):
         self.train_province_id = prepared.photos["province_id"].to_numpy(np.int64)[self.train_rows]
         if options.sampling == "balanced":
             self.quotas = check_quotas(region, options.batch_size, self.train_province_id)
-        self.datasets: dict[str, PhotoDataset | FeatureDataset] = {}
+        self.index: ShardIndex | None = None
+        if options.shards is not None:
+            self.index = ShardIndex.read(options.shards)
+            self.index.check(prepared, region)
+        self.datasets: dict[str, PhotoDataset | FeatureDataset | ShardBatches | ShardPhotos] = {}
         self.encoder: ImageEncoder | None = None
 
     def use_features_of(self, encoder: ImageEncoder) -> None:
@@ -160,6 +194,13 @@ class GeopakDataModule(L.LightningDataModule):
         if self.datasets:
             return
         train_size = round(self.image_size * self.options.load_margin)
+        if self.index is not None:
+            o, rank = self.options, self._rank()[0]
+            self.datasets["train"] = ShardBatches(
+                self.prepared, self.index, self.quotas, train_size, o.seed, rank, o.shard_group
+            )
+            self.datasets["val"] = ShardPhotos(self.prepared, self.index, "val", self.image_size)
+            return
         o = self.options
         plain = Pictures(self.image_size)
         views = Pictures(train_size, self.augmenter, o.feature_views, o.feature_draw)
@@ -237,9 +278,11 @@ class GeopakDataModule(L.LightningDataModule):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
-    def train_sampler(self, rank: int) -> BalancedBatchSampler:
+    def train_sampler(self, rank: int) -> BalancedBatchSampler | ShardBatchSampler:
         """The sampler of one rank."""
         o = self.options
+        if self.index is not None:
+            return ShardBatchSampler(self.num_batches)
         if o.sampling == "random":
             return RandomBatchSampler(self.train_rows, o.batch_size, self.num_batches, o.seed, rank)
         return BalancedBatchSampler(
@@ -261,14 +304,21 @@ class GeopakDataModule(L.LightningDataModule):
         sharded = self.trainer is not None and isinstance(
             self.trainer.strategy, ModelParallelStrategy
         )
-        sampler = SequentialBatchSampler(
-            rows, self.options.batch_size, rank, world_size, same_number=sharded
-        )
+        size = self.options.batch_size
+        sampler: Sampler[list[int]]
+        if self.index is not None:
+            sampler = ShardRowSampler(
+                self.val_rows, size, rank, world_size, self.options.num_workers, sharded
+            )
+        else:
+            sampler = SequentialBatchSampler(rows, size, rank, world_size, same_number=sharded)
         return self._loader("val", sampler)
 
-    def _loader(self, split: str, sampler: Sampler[list[int]]) -> DataLoader[Batch]:
+    def _loader(self, split: str, sampler: Sampler[Any]) -> DataLoader[Batch]:
         dataset = self.datasets[split]
-        in_memory = isinstance(dataset, FeatureDataset) or dataset.cache is not None
+        in_memory = isinstance(dataset, FeatureDataset) or (
+            isinstance(dataset, PhotoDataset) and dataset.cache is not None
+        )
         workers = 0 if in_memory else self.options.num_workers
         return DataLoader(
             dataset,
