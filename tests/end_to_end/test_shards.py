@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from geopak.data.shards import INDEX_NAME, ShardIndex
+from geopak.data.shards import INDEX_NAME, ShardBatches, ShardIndex
+from geopak.types import Batch
 
-from .conftest import Outcome, run_command
+from .conftest import TINY, Outcome, run_command
 
 SMALL = ("photos_per_shard=20", "executor.workers=1")
 
@@ -83,9 +85,8 @@ def test_what_cannot_work_is_refused(home: Path, override: str, message: str) ->
     assert message in refused.text
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_from_shards_gives_the_numbers_of_the_files(
-    shards: Path, root: Path, phases: dict[int, Path], tmp_path: Path, num_workers: int
+    shards: Path, root: Path, phases: dict[int, Path], tmp_path: Path
 ) -> None:
     common = (f"ckpt={phases[2]}", "bootstrap_resamples=20", "batch_size=7")
     files = run_command("evaluate", *common, "num_workers=0", f"out={tmp_path / 'files'}")
@@ -94,7 +95,7 @@ def test_evaluation_from_shards_gives_the_numbers_of_the_files(
     streamed = run_command(
         "evaluate",
         *common,
-        f"num_workers={num_workers}",
+        "num_workers=2",
         f"root={tmp_path / 'nothing'}",
         f"prepared={root / 'prepared'}",
         f"shards={shards}",
@@ -119,3 +120,69 @@ def test_evaluation_refuses_shards_of_another_set(
     assert refused.status == 2
     assert "were made from another prepared set" in refused.text
     assert "python -m geopak.prepare shards root=" in refused.text
+
+
+def test_all_phases_train_from_shards_alone(
+    shards: Path, root: Path, home: Path, tmp_path: Path
+) -> None:
+    outcome = run_command(
+        "train",
+        "-m",
+        "phase=0,1,2",
+        "name=streamed",
+        *TINY,
+        "data=shards",
+        # No photo is on this machine.
+        f"data.root={tmp_path / 'nothing'}",
+        f"data.prepared={root / 'prepared'}",
+        f"data.shards={shards}",
+        "data.num_workers=2",
+    )
+    assert outcome.status == 0, outcome.text
+    for phase in (0, 1, 2):
+        [best] = (home / "outputs/streamed" / f"phase-{phase}").glob("*/checkpoints/best.ckpt")
+        config = torch.load(best, weights_only=True)["geopak"]["config"]
+        assert "shards" not in config["data"]
+
+
+def test_a_resumed_run_goes_on_with_the_stream(
+    shards: Path, root: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+    original = ShardBatches.__getitem__
+
+    def watched(self: ShardBatches, asked: tuple[int, int]) -> Batch:
+        batch = original(self, asked)
+        drawn.append(batch["row"].tolist())
+        return batch
+
+    def rows_of(*arguments: str) -> list[list[int]]:
+        common = ("phase=0", "data=shards", f"data.root={root}", "data.num_workers=0")
+        drawn.clear()
+        outcome = run_command("train", *TINY, *common, *arguments)
+        assert outcome.status == 0, outcome.text
+        return drawn.copy()
+
+    monkeypatch.setattr(ShardBatches, "__getitem__", watched)
+    whole = rows_of("name=whole")
+    part = rows_of("name=part", "phase.epochs=1")
+    [last] = (home / "outputs/part").glob("phase-0/*/checkpoints/last.ckpt")
+    rest = rows_of("name=part", f"resume_from={last}")
+    assert len(whole) == 6
+    assert part + rest == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.shards=nowhere"], "No shards at nowhere"),
+        (["data.sampling=random"], "data.sampling=random needs photo files"),
+    ],
+)
+def test_training_that_cannot_work_is_refused(
+    shards: Path, root: Path, overrides: list[str], message: str
+) -> None:
+    refused = run_command("train", *TINY, "data=shards", f"data.root={root}", *overrides)
+    assert refused.status == 2
+    assert message in refused.text
+    assert "Traceback" not in refused.text
