@@ -7,9 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from geopak.errors import ConfigError, nearest_name
-from geopak.geo.distance import haversine_km, latlon_of_vectors, spherical_mean, unit_vectors
+from geopak.geo.distance import (
+    EARTH_RADIUS_KM,
+    haversine_km,
+    latlon_of_vectors,
+    spherical_mean,
+    unit_vectors,
+)
 from geopak.models.geolocator import Geolocator
 from geopak.types import Decoded, ModelOutput
 
@@ -109,11 +116,14 @@ def decode_geometric_median(
     start = _take(points_deg, expected.argmin(-1))
     vectors = unit_vectors(points_deg.double())
     weights = probability.double()
-    point = spherical_mean(points_deg, probability)
+    # The steps stay among unit vectors: a photo alone would spend more on angles than on the model.
+    here = unit_vectors(spherical_mean(points_deg, probability).double())
     for _ in range(num_steps):
-        distance = haversine_km(point.unsqueeze(1), points_deg).double().clamp_min(1e-3)
-        pull = (weights / distance).unsqueeze(-1)
-        point = latlon_of_vectors((pull * vectors).sum(1)).to(points_deg.dtype)
+        chord = torch.linalg.vector_norm(here.unsqueeze(1) - vectors, dim=-1)
+        distance_km = 2 * EARTH_RADIUS_KM * torch.asin((chord / 2).clamp_max(1.0))
+        pull = weights / distance_km.clamp_min(1e-3)
+        here = normalize((pull.unsqueeze(1) @ vectors).squeeze(1), dim=-1)
+    point = latlon_of_vectors(here).to(points_deg.dtype)
     refined = (haversine_km(point.unsqueeze(1), points_deg) * probability).sum(-1)
     return torch.where((refined < expected.amin(-1)).unsqueeze(-1), point, start)
 
