@@ -32,6 +32,8 @@ from geopak.errors import ConfigError
 # Value of trainer.devices and trainer.num_nodes: as many as were started.
 LAUNCHER = "launcher"
 _LAUNCHER_PID = "GEOPAK_LAUNCHER_PID"
+# The process that started this one as a rank.
+_parent: int | None = None
 _LOOK_EVERY_S = 0.25
 _DONE, _FAILED = "done", "failed"
 _BATCH_NORMS = (
@@ -143,29 +145,32 @@ def watch_parent() -> None:
 
     A rank whose launcher was killed would otherwise train on, or wait for a connection.
     """
+    global _parent
     if "LOCAL_RANK" not in os.environ:
         # Lightning starts the other ranks from here; they inherit this.
         os.environ[_LAUNCHER_PID] = str(os.getpid())
         return
-    parent = int(os.environ.setdefault(_LAUNCHER_PID, str(os.getppid())))
-    name = "parent-watch"
-    if parent == os.getpid() or any(thread.name == name for thread in threading.enumerate()):
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        # A parent that has ended already has handed this process on to another.
+        parent = int(os.environ.get(_LAUNCHER_PID, parent))
+    if _parent is not None or parent == os.getpid():
         return
+    _parent = parent
 
     def watch() -> None:
         while not (reason := _ended_parent()):
             time.sleep(_LOOK_EVERY_S)
         end_process(reason)
 
-    threading.Thread(target=watch, name=name, daemon=True).start()
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _ended_parent() -> str | None:
     """Whether the process has ended that started this rank."""
-    parent = int(os.environ.get(_LAUNCHER_PID, os.getpid()))
-    if parent in (os.getpid(), os.getppid()):
+    if _parent in (None, os.getppid()):
         return None
-    return f"process {parent}, which started this rank, has ended"
+    return f"process {_parent}, which started this rank, has ended"
 
 
 def end_process(reason: str, folder: str | Path | None = None) -> NoReturn:
