@@ -116,7 +116,8 @@ class GeolocationTask(L.LightningModule):
 
     def is_logging_step(self) -> bool:
         """Whether what this step logs will be kept: logging costs as much as the heads do."""
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return (self.global_step + 1) % every == 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         value, output = self.compute_loss(batch)

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 CHUNK_PHOTOS = 128
 # Whatever may change a pixel or a feature: own modules by their text, libraries by their version.
 _MODULES = ("geopak.data.images", "geopak.data.augment", "geopak.data.features")
-_LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "timm", "open_clip_torch")
+_LIBRARIES = ("torch", "torchvision", "simplejpeg", "pillow", "numpy", "timm", "open_clip_torch")
 
 
 class ImageEncoder(Protocol):

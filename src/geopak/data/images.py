@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from simplejpeg import decode_jpeg
 from torch import Tensor
+from torch.nn import functional
 
 from geopak.errors import PhotoError
+
+# How the square of a photo is turned upright, by its EXIF orientation; (3, S, S) -> (3, S, S).
+_TURNS: dict[int, Callable[[Tensor], Tensor]] = {
+    2: lambda x: x.flip(2),
+    3: lambda x: x.flip(1, 2),
+    4: lambda x: x.flip(1),
+    5: lambda x: x.transpose(1, 2),
+    6: lambda x: x.transpose(1, 2).flip(2),
+    7: lambda x: x.transpose(1, 2).flip(1, 2),
+    8: lambda x: x.transpose(1, 2).flip(1),
+}
 
 Photo = str | Path | Image.Image | NDArray[Any] | bytes | BinaryIO
 
@@ -40,6 +54,10 @@ def load_image(source: Photo, size: int) -> Tensor:
         if isinstance(source, Image.Image):
             return _square(source, size)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                square = _decode_jpeg(source, image, size)
+                if square is not None:
+                    return square
             # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; it stays at least as large as needed.
             image.draft("RGB", (size, size))
             return _square(image, size)
@@ -97,9 +115,49 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The image as a viewer shows it, in RGB."""
-    return _rgb(ImageOps.exif_transpose(image))
+    upright = 1
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, upright) != upright
+    return _rgb(ImageOps.exif_transpose(image) if is_turned else image)
+
+
+def _decode_jpeg(
+    source: str | Path | bytes | BinaryIO, image: Image.Image, size: int
+) -> Tensor | None:
+    """A JPEG by libjpeg-turbo alone, up to twice as fast as through Pillow; ``None``: not so.
+
+    Decodes at the smallest scale of its DCT that is large enough. Files with the least flaw are
+    left to Pillow, which says what is wrong with them, or forgives it.
+    """
+    if isinstance(source, bytes):
+        content = source
+    elif isinstance(source, (str, Path)):
+        content = Path(source).read_bytes()
+    else:
+        source.seek(0)
+        content = source.read()
+    try:
+        pixels = decode_jpeg(content, "RGB", min_height=size, min_width=size)
+    except ValueError:
+        if not isinstance(source, (str, Path, bytes)):
+            source.seek(0)
+        return None
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    square = _fit(torch.from_numpy(pixels).permute(2, 0, 1), size)
+    return square if turn is None else turn(square).contiguous()
 
 
 def _square(image: Image.Image, size: int) -> Tensor:
-    square = ImageOps.fit(upright_rgb(image), (size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return _fit(torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1), size)
+
+
+def _fit(image: Tensor, size: int) -> Tensor:
+    """(3, H, W) uint8 -> (3, size, size): the square in the middle, resized like Pillow does."""
+    height, width = image.shape[1:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[:, top : top + side, left : left + side].unsqueeze(0)
+    if side != size:
+        square = functional.interpolate(
+            square, (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+    return square[0].contiguous()

@@ -1,0 +1,97 @@
+"""JPEG files decoded by libjpeg-turbo alone, no differently from Pillow's plain way."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from geopak.data.images import load_image
+from geopak.errors import PhotoError
+
+SIZE = 48
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Smooth and unsymmetrical: a wrong turn or crop is far off, a rounding is not."""
+    y, x = np.mgrid[0:1:height*1j, 0:1:width*1j]  # fmt: skip
+    bands = [x, y, (x * y + np.sin(5 * x)) / 2]
+    pixels = (255 * np.stack(bands, -1)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def jpeg(image: Image.Image, orientation: int | None = None, quality: int = 92) -> bytes:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, exif=exif)
+    return file.getvalue()
+
+
+def plainly(content: bytes, size: int) -> Tensor:
+    """The same by Pillow alone, at full size."""
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def mean_difference(a: Tensor, b: Tensor) -> float:
+    return float((a.int() - b.int()).abs().float().mean())
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize(("width", "height"), [(60, 50), (50, 60), (400, 301), (1200, 900)])
+def test_photos_are_upright_whatever_their_orientation(
+    width: int, height: int, orientation: int | None
+) -> None:
+    content = jpeg(picture(width, height), orientation)
+    loaded = load_image(content, SIZE)
+    assert loaded.shape == (3, SIZE, SIZE)
+    assert loaded.dtype == torch.uint8
+    assert loaded.is_contiguous()
+    assert mean_difference(loaded, plainly(content, SIZE)) < 1.5
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_four_colour_files_are_rgb(mode: str) -> None:
+    content = jpeg(picture(300, 200, mode))
+    assert mean_difference(load_image(content, SIZE), plainly(content, SIZE)) < 1.5
+
+
+def test_small_photos_are_enlarged_and_equal_ones_untouched() -> None:
+    small = jpeg(picture(30, 20))
+    assert mean_difference(load_image(small, SIZE), plainly(small, SIZE)) < 1.5
+    exact = jpeg(picture(SIZE, SIZE))
+    assert torch.equal(load_image(exact, SIZE), plainly(exact, SIZE))
+
+
+def test_a_path_its_bytes_and_an_open_file_give_the_same(tmp_path: Path) -> None:
+    content = jpeg(picture(333, 222), 6)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    loaded = load_image(path, SIZE)
+    assert torch.equal(load_image(content, SIZE), loaded)
+    with open(path, "rb") as file:
+        assert torch.equal(load_image(file, SIZE), loaded)
+
+
+def test_bytes_after_the_end_are_forgiven_and_a_missing_end_is_not() -> None:
+    content = jpeg(picture(300, 200))
+    plain = load_image(content, SIZE)
+    assert mean_difference(load_image(content + b"\0" * 100, SIZE), plain) < 1.5
+    with pytest.raises(PhotoError, match=f"of {len(content) // 2} bytes: .*truncated"):
+        load_image(content[: len(content) // 2], SIZE)
+
+
+def test_a_flaw_within_is_judged_by_pillow() -> None:
+    content = bytearray(jpeg(picture(300, 200)))
+    # A stray marker among the coded pixels: libjpeg warns, and goes on.
+    content[len(content) // 2 : len(content) // 2 + 2] = b"\xff\xd5"
+    loaded = load_image(bytes(content), SIZE)
+    assert mean_difference(loaded, plainly(bytes(content), SIZE)) < 3
