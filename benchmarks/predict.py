@@ -1,7 +1,7 @@
 """How fast the predictor is beside the bare model and the bare decoding of the same files.
 
     python -m benchmarks.predict
-    python -m benchmarks.predict --model tiny --photos 512 --batch-size 64
+    python -m benchmarks.predict --model clip_places365 --photos 512 --batch-size 64
 
 Weights are random, photos are JPEGs of a rendered texture with 640 x 480 pixels. It prints one line
 of JSON per case, measured by turns in one process:
@@ -115,7 +115,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="clip_places365", help="of conf/model")
+    parser.add_argument("--model", default="tiny", help="of conf/model")
     parser.add_argument("--photos", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
