@@ -154,6 +154,11 @@ def _fit(image: Tensor, size: int) -> Tensor:
     """(3, H, W) uint8 -> (3, size, size): the square in the middle, resized like Pillow does."""
     height, width = image.shape[1:]
     side = min(height, width)
+    if (height + width) % 2:
+        # The middle lies between two pixels; only Pillow crops there.
+        whole = Image.fromarray(image.permute(1, 2, 0).numpy())
+        fitted = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
     top, left = (height - side) // 2, (width - side) // 2
     square = image[:, top : top + side, left : left + side].unsqueeze(0)
     if side != size:
