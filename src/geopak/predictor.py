@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from geopak.build import load_trained
-from geopak.data.images import Photo, load_image
+from geopak.data.images import Photo, load_image, stack_images
 from geopak.models.decode import DecodingOptions, infer
 
 _MOST_THREADS = 8
@@ -88,14 +88,18 @@ class GeopakPredictor:
                     return pool.submit(load_image, photo, size)
                 return load_image(photo, size)
 
+            def stacked(images: Sequence[Future[Tensor] | Tensor]) -> Tensor:
+                ready = (i.result() if isinstance(i, Future) else i for i in images)
+                return stack_images(ready, len(images), size)
+
             waiting: deque[list[Future[Tensor] | Tensor]] = deque()
             try:
                 for start in range(0, len(photos), self.batch_size):
                     waiting.append([load(p) for p in photos[start : start + self.batch_size]])
                     if len(waiting) > 1:
-                        yield _stacked(waiting.popleft())
+                        yield stacked(waiting.popleft())
                 while waiting:
-                    yield _stacked(waiting.popleft())
+                    yield stacked(waiting.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -153,7 +157,3 @@ class GeopakPredictor:
             "hypotheses": hypotheses,
             "gate": gate,
         }
-
-
-def _stacked(images: Sequence[Future[Tensor] | Tensor]) -> Tensor:
-    return torch.stack([i.result() if isinstance(i, Future) else i for i in images])

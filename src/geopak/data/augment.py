@@ -101,12 +101,11 @@ class Augmenter:
         Returns:
             (B, 3, size, size) float32 in [0, 1].
         """
-        x = image.float() / 255 if image.dtype == torch.uint8 else image.float()
-        draw = _Draw(len(x), generator, x.device)
-        x = self._geometry(x, draw)
-        x = self._colour(x, draw)
+        draw = _Draw(len(image), generator, image.device)
+        x = self._geometry(image.float(), draw)
+        x = self._colour(x, draw, full=255.0 if image.dtype == torch.uint8 else 1.0)
         x = self._weather(x, draw)
-        return self._optics(x, draw).clamp(0, 1)
+        return self._optics(x, draw).clamp_(0, 1)
 
     def _geometry(self, x: Tensor, draw: _Draw) -> Tensor:
         s = self.settings
@@ -118,14 +117,17 @@ class Augmenter:
         angle = torch.deg2rad(draw.uniform(-s["rotation"], s["rotation"]))
         center_x = draw.uniform(-1, 1) * (1 - width)
         center_y = draw.uniform(-1, 1) * (1 - height)
-        theta = torch.stack(
-            (
-                torch.stack((width * flip * angle.cos(), -height * angle.sin(), center_x), -1),
-                torch.stack((width * flip * angle.sin(), height * angle.cos(), center_y), -1),
-            ),
-            dim=1,
-        )
-        grid = functional.affine_grid(theta, [len(x), 3, self.size, self.size], align_corners=False)
+        # Where the output's pixels lie in the input, from -1 to 1.
+        side = torch.arange(1 - self.size, self.size, 2, device=x.device) / self.size
+        column = (width * flip).view(-1, 1, 1) * side
+        row = height.view(-1, 1, 1) * side.view(-1, 1)
+        grid = x.new_empty((len(x), self.size, self.size, 2))
+        grid[..., 0], grid[..., 1] = column, row
+        if s["rotation"]:
+            sine, cosine = angle.sin().view(-1, 1, 1), angle.cos().view(-1, 1, 1)
+            grid[..., 0] = column * cosine - row * sine
+            grid[..., 1] = column * sine + row * cosine
+        grid += torch.stack((center_x, center_y), -1).view(-1, 1, 1, 2)
         if s["perspective"]:
             tilt = torch.stack([draw.uniform(-0.5, 0.5) for _ in range(2)], -1) * s["perspective"]
             grid = grid / (1 + (grid * tilt[:, None, None]).sum(-1, keepdim=True))
@@ -135,23 +137,26 @@ class Augmenter:
             x, grid, mode="bilinear", padding_mode=outside, align_corners=False
         )
 
-    def _colour(self, x: Tensor, draw: _Draw) -> Tensor:
-        """Brightness, saturation and contrast as one affine map of the channels, then gamma."""
+    def _colour(self, x: Tensor, draw: _Draw, full: float) -> Tensor:
+        """Brightness, saturation and contrast as one affine map of the channels, then gamma.
+
+        ``full`` is the value that comes out as 1.
+        """
         s = self.settings
         brightness = draw.uniform(1 - s["brightness"], 1 + s["brightness"]).view(-1, 1, 1)
         saturation = draw.uniform(1 - s["saturation"], 1 + s["saturation"]).view(-1, 1, 1)
         contrast = draw.uniform(1 - s["contrast"], 1 + s["contrast"]).view(-1, 1, 1)
         luma = x.new_tensor(_LUMA).expand(1, 3, 3)
         mix = saturation * torch.eye(3, device=x.device) + (1 - saturation) * luma
-        mean = (x.mean((2, 3)) * x.new_tensor(_LUMA)).sum(-1).view(-1, 1, 1)
+        mean = (x.mean((2, 3)) / full * x.new_tensor(_LUMA)).sum(-1).view(-1, 1, 1)
         flat = torch.baddbmm(
             (mean * brightness * (1 - contrast)).expand(-1, 3, 1),
-            brightness * contrast * mix,
+            brightness * contrast * mix / full,
             x.flatten(2),
         )
         x = flat.view_as(x).clamp_(1e-4, 1)
         if s["gamma"]:
-            x = x ** draw.map(torch.exp(draw.uniform(-s["gamma"], s["gamma"])))
+            x.pow_(draw.map(torch.exp(draw.uniform(-s["gamma"], s["gamma"]))))
         return x
 
     def _weather(self, x: Tensor, draw: _Draw) -> Tensor:
@@ -165,7 +170,7 @@ class Augmenter:
         if self.settings["noise"]:
             # Luminance noise: most of a small sensor's noise, at a third of the cost.
             amount = draw.map(draw.uniform(0, self.settings["noise"]))
-            x = x + amount * draw.normal((len(x), 1, *x.shape[2:]))
+            x += amount * draw.normal((len(x), 1, *x.shape[2:]))
         return x
 
     def _some(

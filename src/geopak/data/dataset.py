@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from geopak.data.images import load_image
+from geopak.data.images import load_image, stack_images
 from geopak.errors import PreparedSetError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
@@ -162,11 +162,9 @@ class PhotoDataset(Dataset[Batch]):
         if cached_rows is not None:
             self.position = torch.full((len(self.truth),), -1, dtype=torch.long)
             self.position[torch.tensor(cached_rows)] = torch.arange(len(cached_rows))
-            self.cache = torch.empty((len(cached_rows), 3, size, size), dtype=torch.uint8)
             with ThreadPoolExecutor(max(1, num_threads)) as pool:
                 images = pool.map(lambda row: load_image(self.paths[row], size), cached_rows)
-                for i, image in enumerate(images):
-                    self.cache[i] = image
+                self.cache = stack_images(images, len(cached_rows), size)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -177,9 +175,10 @@ class PhotoDataset(Dataset[Batch]):
             position = self.position[row]
             if (position < 0).any():
                 raise IndexError(f"Rows {row[position < 0].tolist()} are not in the memory cache.")
-            image = self.cache[position]
+            image = self.cache.permute(0, 2, 3, 1)[position].permute(0, 3, 1, 2)
         else:
-            image = torch.stack([load_image(self.paths[r], self.size) for r in row.tolist()])
+            images = (load_image(self.paths[r], self.size) for r in row.tolist())
+            image = stack_images(images, len(row), self.size)
         batch = self.truth.batch(row)
         batch["image"] = image
         return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,7 +40,7 @@ def load_image(source: Photo, size: int) -> Tensor:
         size: side of the square, pixels.
 
     Returns:
-        (3, size, size) uint8.
+        (3, size, size) uint8, in memory pixel after pixel.
 
     Raises:
         PhotoError: missing, not an image, truncated, or an array of another shape or type.
@@ -64,6 +64,28 @@ def load_image(source: Photo, size: int) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise PhotoError(f"Cannot read the photo {_name(source)}: {kind}.") from error
+
+
+def stack_images(images: Iterable[Tensor], num: int, size: int) -> Tensor:
+    """A batch in the channels-last layout, in which photos are decoded and convolutions run.
+
+    Args:
+        images: ``num`` of (3, size, size) uint8.
+        num, size: number and side.
+
+    Returns:
+        (num, 3, size, size) uint8.
+    """
+    # A loader process writes where the batch is handed over.
+    shared = torch.utils.data.get_worker_info() is not None
+    num_bytes = num * size * size * 3
+    storage = (
+        torch.UntypedStorage._new_shared(num_bytes) if shared else torch.UntypedStorage(num_bytes)
+    )
+    batch = torch.empty(0, dtype=torch.uint8).set_(storage).view(num, size, size, 3)
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image.permute(1, 2, 0))
+    return batch.permute(0, 3, 1, 2)
 
 
 def _name(source: Any) -> str:
@@ -143,7 +165,7 @@ def _decode_jpeg(
         return None
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     square = _fit(torch.from_numpy(pixels).permute(2, 0, 1), size)
-    return square if turn is None else turn(square).contiguous()
+    return square if turn is None else turn(square)
 
 
 def _square(image: Image.Image, size: int) -> Tensor:
@@ -158,11 +180,11 @@ def _fit(image: Tensor, size: int) -> Tensor:
         # The middle lies between two pixels; only Pillow crops there.
         whole = Image.fromarray(image.permute(1, 2, 0).numpy())
         fitted = ImageOps.fit(whole, (size, size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
     top, left = (height - side) // 2, (width - side) // 2
     square = image[:, top : top + side, left : left + side].unsqueeze(0)
     if side != size:
         square = functional.interpolate(
             square, (size, size), mode="bilinear", antialias=True, align_corners=False
         )
-    return square[0].contiguous()
+    return square[0]

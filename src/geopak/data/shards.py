@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from geopak.data.dataset import PreparedSet, Truth
-from geopak.data.images import load_image
+from geopak.data.images import load_image, stack_images
 from geopak.data.manifest import table_sha256
 from geopak.errors import ConfigError, PhotoError, PreparedSetError
 from geopak.geo.region import Region
@@ -596,5 +596,5 @@ def _decoded(
                 f"made, or make the shards again: {COMMAND} root=FOLDER."
             ) from error
     batch = truth.batch(torch.tensor([sample.row for sample in samples], dtype=torch.long))
-    batch["image"] = torch.stack(images)
+    batch["image"] = stack_images(images, len(images), size)
     return batch
