@@ -49,7 +49,7 @@ def decode_and_resize(paths: list[str], size: int) -> int:
         height, width = pixels.shape[:2]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        square = torch.from_numpy(pixels[top : top + side, left : left + side])
+        square = torch.from_numpy(pixels[top : top + side, left : left + side].copy())
         functional.interpolate(
             square.permute(2, 0, 1).unsqueeze(0), (size, size), mode="bilinear", antialias=True
         )

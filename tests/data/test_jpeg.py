@@ -94,3 +94,25 @@ def test_a_flaw_within_is_judged_by_pillow() -> None:
     content[len(content) // 2 : len(content) // 2 + 2] = b"\xff\xd5"
     loaded = load_image(bytes(content), SIZE)
     assert mean_difference(loaded, plainly(bytes(content), SIZE)) < 3
+
+
+def test_an_orientation_that_only_xmp_tells_is_heeded() -> None:
+    xmp = b'<x:xmpmeta xmlns:tiff="t"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    file = io.BytesIO()
+    picture(200, 120).save(file, "JPEG", quality=92, xmp=xmp)
+    content = file.getvalue()
+    assert mean_difference(load_image(content, SIZE), plainly(content, SIZE)) < 1
+    assert mean_difference(load_image(content, SIZE), load_image(jpeg(picture(200, 120)), SIZE)) > 5
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_does_not_exist_is_none(orientation: int) -> None:
+    content = jpeg(picture(200, 120), orientation)
+    assert mean_difference(load_image(content, SIZE), plainly(content, SIZE)) < 1
+
+
+def test_the_word_exif_among_the_pixels_or_in_a_comment_is_not_taken_for_exif() -> None:
+    file = io.BytesIO()
+    picture(200, 120).save(file, "JPEG", quality=92, comment=b"Exif\0\0MM\0*\0\0\0\x08")
+    content = file.getvalue()
+    assert mean_difference(load_image(content, SIZE), plainly(content, SIZE)) < 1

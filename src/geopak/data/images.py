@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,14 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from simplejpeg import decode_jpeg
+from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 from torch.nn import functional
 
 from geopak.errors import PhotoError
 
+_JPEG = b"\xff\xd8\xff"
+# Kinds of colour, by simplejpeg's names, that are decoded without Pillow.
+_COLOURS = ("YCbCr", "RGB", "Gray")
+# What goes before the pixels: two segments of the largest size, EXIF and XMP.
+_HEAD_BYTES = 1 << 17
 # How the square of a photo is turned upright, by its EXIF orientation; (3, S, S) -> (3, S, S).
 _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
+    1: lambda x: x,
     2: lambda x: x.flip(2),
     3: lambda x: x.flip(1, 2),
     4: lambda x: x.flip(1),
@@ -47,23 +54,29 @@ def load_image(source: Photo, size: int) -> Tensor:
     """
     if isinstance(source, np.ndarray):
         return _square(_image_of_array(source), size)
-    if isinstance(source, (str, Path)) and not Path(source).is_file():
-        raise PhotoError(f"No photo at {source}.")
     try:
         # PIL decodes late: an image that is open already can still turn out to be truncated.
         if isinstance(source, Image.Image):
             return _square(source, size)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                square = _decode_jpeg(source, image, size)
-                if square is not None:
-                    return square
+        content = _content(source)
+        square = _decode_jpeg(content, size) if content.startswith(_JPEG) else None
+        if square is not None:
+            return square
+        with Image.open(io.BytesIO(content)) as image:
             # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; it stays at least as large as needed.
             image.draft("RGB", (size, size))
             return _square(image, size)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise PhotoError(f"No photo at {_name(source)}.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise PhotoError(f"Cannot read the photo {_name(source)}: {kind}.") from error
+
+
+def _content(source: str | Path | bytes | BinaryIO) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    return Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
 
 
 def stack_images(images: Iterable[Tensor], num: int, size: int) -> Tensor:
@@ -142,30 +155,37 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return _rgb(ImageOps.exif_transpose(image) if is_turned else image)
 
 
-def _decode_jpeg(
-    source: str | Path | bytes | BinaryIO, image: Image.Image, size: int
-) -> Tensor | None:
+def _decode_jpeg(content: bytes, size: int) -> Tensor | None:
     """A JPEG by libjpeg-turbo alone, up to twice as fast as through Pillow; ``None``: not so.
 
-    Decodes at the smallest scale of its DCT that is large enough. Files with the least flaw are
-    left to Pillow, which says what is wrong with them, or forgives it.
+    Decodes at the smallest scale of its DCT that is large enough. Files with the least flaw, or of
+    an unusual kind, are left to Pillow, which says what is wrong with them, or forgives it.
     """
-    if isinstance(source, bytes):
-        content = source
-    elif isinstance(source, (str, Path)):
-        content = Path(source).read_bytes()
-    else:
-        source.seek(0)
-        content = source.read()
     try:
+        height, width, colours, _ = decode_jpeg_header(content)
+        if colours not in _COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
         pixels = decode_jpeg(content, "RGB", min_height=size, min_width=size)
     except ValueError:
-        if not isinstance(source, (str, Path, bytes)):
-            source.seek(0)
         return None
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    orientation = _jpeg_orientation(content)
+    if orientation not in _TURNS:
+        return None
     square = _fit(torch.from_numpy(pixels).permute(2, 0, 1), size)
-    return square if turn is None else turn(square)
+    return _TURNS[orientation](square)
+
+
+def _jpeg_orientation(content: bytes) -> int:
+    """The EXIF orientation of a JPEG; 0 where only Pillow can tell."""
+    if content.find(b"tiff:Orientation", 0, _HEAD_BYTES) >= 0:
+        return 0
+    start = content.find(b"Exif\0\0", 0, _HEAD_BYTES)
+    if start < 0 or content[start - 4 : start - 2] != b"\xff\xe1":
+        return 1 if start < 0 else 0
+    length = int.from_bytes(content[start - 2 : start], "big") - 2
+    exif = Image.Exif()
+    exif.load(content[start : start + length])
+    return int(exif.get(ExifTags.Base.Orientation, 1) or 1)
 
 
 def _square(image: Image.Image, size: int) -> Tensor:
@@ -184,6 +204,8 @@ def _fit(image: Tensor, size: int) -> Tensor:
     top, left = (height - side) // 2, (width - side) // 2
     square = image[:, top : top + side, left : left + side].unsqueeze(0)
     if side != size:
+        # Without gaps in memory the resizing is twice as fast, and its result lies alike.
+        square = square.contiguous(memory_format=torch.channels_last)
         square = functional.interpolate(
             square, (size, size), mode="bilinear", antialias=True, align_corners=False
         )
