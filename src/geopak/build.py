@@ -366,6 +366,8 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
     """Checkpointing by the phase's metric, progress bar, learning-rate log, early stopping."""
     from lightning.pytorch import callbacks
 
+    from geopak.callbacks import MidEpochCheckpoint
+
     section = cfg.callbacks
     built: list[L.Callback] = [
         callbacks.ModelCheckpoint(
@@ -380,6 +382,14 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
             dirpath=folder / CHECKPOINT_FOLDER, filename=LAST_NAME, enable_version_counter=False
         ),
     ]
+    if section.checkpoint_every_n_batches is not None:
+        built.append(
+            MidEpochCheckpoint(
+                folder / CHECKPOINT_FOLDER,
+                section.checkpoint_every_n_batches,
+                cfg.trainer.accumulate_grad_batches,
+            )
+        )
     if cfg.logger is not None:
         built.append(callbacks.LearningRateMonitor(logging_interval="step"))
     if section.progress_bar:

@@ -150,6 +150,8 @@ def quieten_lightning() -> None:
         # Photos kept in memory need no loader processes.
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
+        # Samplers go on at the right batch, see geopak.data.datamodule.
+        ".*your dataloader is not resumable.*",
         # A resumed run goes on in its own folder.
         ".*exists and is not empty.*",
         # Metrics are gathered from all ranks before they are logged.

@@ -89,6 +89,26 @@ def test_the_same_seed_epoch_and_rank_give_the_same_batches_whatever_happened_be
     assert list(sampler) == first
 
 
+@pytest.mark.parametrize("kind", ["balanced", "random"])
+@pytest.mark.parametrize("done", [0, 1, 7, 19, 20, 33])
+def test_a_resumed_sampler_goes_on_within_its_epoch(kind: str, done: int) -> None:
+    def sampler() -> BalancedBatchSampler:
+        if kind == "random":
+            return RandomBatchSampler(ROWS, 8, 20, 4)
+        return BalancedBatchSampler(ROWS, PROVINCE, QUOTAS, 20, 4)
+
+    def stream(of: BalancedBatchSampler, first: int) -> list[list[int]]:
+        drawn = list(of)
+        for epoch in range(first + 1, 3):
+            of.set_epoch(epoch)
+            drawn += list(of)
+        return drawn
+
+    resumed = sampler()
+    resumed.resume(done)
+    assert stream(resumed, done // 20) == stream(sampler(), 0)[done:]
+
+
 def test_sampling_leaves_global_randomness_alone() -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     batches()

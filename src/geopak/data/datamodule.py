@@ -40,7 +40,7 @@ from geopak.data.shards import (
     ShardPhotos,
     ShardRowSampler,
 )
-from geopak.errors import ConfigError
+from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.region import Region
 from geopak.types import Batch
 
@@ -176,6 +176,8 @@ class GeopakDataModule(L.LightningDataModule):
             self.index.check(prepared, region)
         self.datasets: dict[str, PhotoDataset | FeatureDataset | ShardBatches | ShardPhotos] = {}
         self.encoder: ImageEncoder | None = None
+        # Batches of an epoch of the run that this one goes on with.
+        self._batches_before: int | None = None
 
     def use_features_of(self, encoder: ImageEncoder) -> None:
         """Serves features instead of photos where the options want it: its weights are frozen."""
@@ -294,8 +296,32 @@ class GeopakDataModule(L.LightningDataModule):
         if self.trainer is not None:
             # Lightning sets the epoch after loader processes have begun to fetch, and a resumed
             # trainer counts its epochs later still; the batches done are known by now.
-            sampler.resume(self.trainer.fit_loop.total_batch_idx + 1)
+            sampler.resume(self._batches_done(self.trainer))
         return self._loader("train", sampler)
+
+    def _batches_done(self, trainer: L.Trainer) -> int:
+        """Training batches that are done, in epochs as they are now.
+
+        Raises:
+            CheckpointError: the run goes on within an epoch of another number of batches.
+        """
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        done = int(epochs.processed) * self.num_batches
+        if epochs.ready == epochs.processed:
+            return done
+        if self._batches_before not in (None, self.num_batches):
+            raise CheckpointError(
+                f"This run was interrupted within an epoch of {self._batches_before} batches, now "
+                f"an epoch has {self.num_batches}: go on with the same data.batch_size, "
+                "data.batches_per_epoch and number of devices."
+            )
+        return done + trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches_per_epoch": self.num_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._batches_before = state_dict["batches_per_epoch"]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self._rank()

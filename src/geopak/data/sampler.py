@@ -131,9 +131,10 @@ class BalancedBatchSampler(Sampler[list[int]]):
                 for pool, quota in zip(self.pools, self.quotas, strict=True)
                 if quota
             ]
-            if self.epoch == epoch and number < done:
-                continue
-            yield rng.permutation(np.concatenate(drawn)).tolist()
+            # Drawn for the batches left out too: each draw depends on those before it.
+            batch = rng.permutation(np.concatenate(drawn))
+            if self.epoch != epoch or number >= done:
+                yield batch.tolist()
 
 
 class RandomBatchSampler(BalancedBatchSampler):
