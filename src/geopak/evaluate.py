@@ -13,28 +13,76 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.errors import PreparedSetError
+from geopak.errors import ConfigError, PreparedSetError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch.utils.data import DataLoader
 
     from geopak.build import Trained
     from geopak.data.dataset import PreparedSet
-    from geopak.data.shards import ShardPhotos
     from geopak.report.evaluation import Evaluation
     from geopak.types import Batch
 
 log = logging.getLogger(__name__)
 
 
+def photo_loader(
+    cfg: DictConfig, trained: Trained, prepared: PreparedSet, rows: NDArray[np.int64]
+) -> DataLoader[Batch]:
+    """Photos, or their cached features, in batches: each of the rows once.
+
+    Photos come from shards if there are any; features take their place where others of the same
+    encoders are in the cache already, so that the heads of a sweep share one encoding.
+
+    Raises:
+        GeopakError: shards of another set, or a feature cache that cannot be used.
+    """
+    from torch.utils.data import DataLoader
+
+    from geopak.data import features
+    from geopak.data.content_hashes import content_hashes
+    from geopak.data.dataset import PhotoDataset
+    from geopak.data.sampler import SequentialBatchSampler
+    from geopak.data.shards import ShardIndex, ShardPhotos, ShardRowSampler
+
+    model, choice = trained.model, str(cfg.feature_cache).lower()
+    features.check_cache_choice("feature_cache", choice)
+    if cfg.shards is not None:
+        if choice == "true":
+            raise ConfigError("feature_cache=true is for photo files, not for shards=.")
+        index = ShardIndex.read(str(cfg.shards))
+        index.check(prepared, trained.region)
+        return DataLoader(
+            ShardPhotos(prepared, index, cfg.split, model.image_size),
+            batch_size=None,
+            sampler=ShardRowSampler(rows, cfg.batch_size, num_workers=cfg.num_workers),
+            num_workers=cfg.num_workers,
+        )
+    sampler = SequentialBatchSampler(rows.tolist(), cfg.batch_size)
+    photos = PhotoDataset(prepared, model.image_size)
+    fingerprint = model.encoder_fingerprint() if choice == "auto" else ""
+    if choice == "true" or features.are_known(cfg.feature_folder, fingerprint):
+        cached = features.cached_features(
+            features.Encoding(model, model.cell_center_deg.device, num_workers=cfg.num_workers),
+            photos,
+            rows,
+            content_hashes([photos.paths[row] for row in rows], Path(cfg.feature_folder, "photos")),
+            features.Pictures(model.image_size),
+            cfg.feature_folder,
+            "float32",
+        )
+        dataset = features.FeatureDataset(photos.truth, cached)
+        return DataLoader(dataset, batch_size=None, sampler=sampler)
+    return DataLoader(photos, batch_size=None, sampler=sampler, num_workers=cfg.num_workers)
+
+
 def run_model(
     trained: Trained,
     prepared: PreparedSet,
     rows: NDArray[np.int64],
-    batch_size: int,
-    num_workers: int,
-    shards: ShardPhotos | None = None,
+    loader: DataLoader[Batch],
 ) -> Evaluation:
     """Predicts every photo by every decoding rule, end to end.
 
@@ -42,17 +90,12 @@ def run_model(
         trained: the model with its own cells.
         prepared: photos and their truth.
         rows: of the photos.
-        batch_size, num_workers: of the loader.
-        shards: gives the photos; ``None``: they are read from their files.
+        loader: gives each of them once, in any order.
     """
     import numpy as np
     import torch
-    from torch.utils.data import DataLoader
 
-    from geopak.data.dataset import PhotoDataset
-    from geopak.data.sampler import SequentialBatchSampler
-    from geopak.data.shards import ShardRowSampler
-    from geopak.models.decode import RULES, cell_rank, infer
+    from geopak.models.decode import RULES, cell_rank, decode
     from geopak.report.evaluation import Evaluation
     from geopak.report.groups import group_photos
 
@@ -65,28 +108,17 @@ def run_model(
     cell_id = cells.nearest(latlon, province_id)
     place = np.full(len(prepared.photos), -1)
     place[rows] = np.arange(len(rows))
-    loader: DataLoader[Batch]
-    if shards is None:
-        loader = DataLoader(
-            PhotoDataset(prepared, model.image_size),
-            batch_size=None,
-            sampler=SequentialBatchSampler(rows.tolist(), batch_size),
-            num_workers=num_workers,
-        )
-    else:
-        loader = DataLoader(
-            shards,
-            batch_size=None,
-            sampler=ShardRowSampler(rows, batch_size, num_workers=num_workers),
-            num_workers=num_workers,
-        )
     parts: list[dict[str, torch.Tensor]] = []
     places: list[NDArray[np.int64]] = []
     with torch.inference_mode():
         for batch in loader:
             places.append(place[batch["row"].numpy()])
             true_cell = torch.from_numpy(cell_id[places[-1]]).to(device)
-            output, decoded = infer(model, batch["image"], trained.decoding, list(RULES))
+            if "features" in batch:
+                output = model.heads(batch["features"].to(device).float())
+            else:
+                output = model(batch["image"].to(device).float() / 255)
+            decoded = decode(model, output, trained.decoding, list(RULES))
             main = decoded[trained.decoding.rule]
             parts.append(
                 {f"rule/{rule}": d.latlon_deg for rule, d in decoded.items()}
@@ -133,7 +165,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from geopak.build import load_trained
     from geopak.checkpoint import find_latest
     from geopak.data.dataset import PreparedSet
-    from geopak.data.shards import ShardIndex, ShardPhotos
     from geopak.report.evaluation import write_report
 
     checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
@@ -148,12 +179,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "or other_set=true if no photo of this set was trained on."
         )
     rows = prepared.rows(cfg.split)
-    shards = None
-    if cfg.shards is not None:
-        index = ShardIndex.read(str(cfg.shards))
-        index.check(prepared, trained.region)
-        shards = ShardPhotos(prepared, index, cfg.split, trained.model.image_size)
-    evaluation = run_model(trained, prepared, rows, cfg.batch_size, cfg.num_workers, shards)
+    loader = photo_loader(cfg, trained, prepared, rows)
+    evaluation = run_model(trained, prepared, rows, loader)
     folder = Path(cfg.out) if cfg.out else checkpoint.parent.parent / f"report-{cfg.split}"
     context = {
         "checkpoint": checkpoint.name,

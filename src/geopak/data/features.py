@@ -31,13 +31,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from geopak.data.augment import Augmenter
 from geopak.data.dataset import PhotoDataset, Truth
-from geopak.data.feature_store import DTYPES, Claim, FeatureStore, release_all
+from geopak.data.feature_store import DTYPES, Claim, FeatureStore, known_caches, release_all
 from geopak.data.partitions import progress_bar
 from geopak.errors import ConfigError
 from geopak.types import Batch
 
 log = logging.getLogger(__name__)
 
+CACHE_CHOICES = ("auto", "true", "false")
 # Photos that are loaded, encoded in all views, and written together.
 CHUNK_PHOTOS = 128
 # Whatever may change a pixel or a feature: own modules by their text, libraries by their version.
@@ -132,6 +133,21 @@ class CachedFeatures:
 
     values: Tensor
     position: Tensor
+
+
+def check_cache_choice(key: str, choice: str) -> None:
+    """Checks the value of a key that says whether to cache.
+
+    Raises:
+        ConfigError: none of :data:`CACHE_CHOICES`.
+    """
+    if choice not in CACHE_CHOICES:
+        raise ConfigError(f"{key}={choice!r}: use {', '.join(CACHE_CHOICES)}.")
+
+
+def are_known(folder: str | Path, fingerprint: str) -> bool:
+    """Whether a cache in the folder holds features of the encoders of a fingerprint."""
+    return any(about.get("encoders") == fingerprint for about in known_caches(folder))
 
 
 def check_feature_options(views: int, dtype: str, draw: int) -> None:
