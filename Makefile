@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format clean distclean
+.PHONY: help setup demo test bench check lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: setup ## the whole method on rendered photos, in minutes
 
 test: setup ## the tests, without those marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+
+bench: setup ## measure: benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.gather
 
 check: setup lint ## lint, types, layers, tests
 	$(BIN)/mypy
