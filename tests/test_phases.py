@@ -364,6 +364,17 @@ def test_adamw_stays_fused_where_nothing_scales_the_loss(precision: str, fused: 
     assert optimizer_options(cfg)["fused"] is fused
 
 
+@pytest.mark.parametrize("trainer", ["cpu", "gpu", "a100", "a100_multi", "fsdp"])
+def test_every_preset_trains_with_a_fused_adamw_unless_it_scales_the_loss(
+    make_task: Callable[..., GeolocationTask], trainer: str
+) -> None:
+    optimizer = optimizer_of(make_task(2, f"trainer={trainer}"))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    expected = trainer != "gpu"
+    assert [group["fused"] for group in optimizer.param_groups] == [expected] * 3
+    assert not any(group["foreach"] for group in optimizer.param_groups)
+
+
 @pytest.mark.parametrize("clip", [0.05, 1e6])
 def test_a_clipped_step_of_bf16_is_that_of_the_plain_optimizer(
     make_task: Callable[..., GeolocationTask], make_batch: MakeBatch, clip: float

@@ -30,6 +30,8 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.losses import LossOptions
+from geopak.models.activations import checkpoint_activations
+from geopak.models.compiling import check_compiler, compile_encoder
 from geopak.models.decode import DecodingOptions
 from geopak.models.encoders import (
     SceneEncoder,
@@ -348,7 +350,7 @@ def build_task(
     identity = model_identity(
         plain(cfg.model), region, cells, outlines, phase, decoding, portable_config(cfg)
     )
-    return TASKS[phase.index](
+    task = TASKS[phase.index](
         model=model,
         phase=phase,
         region=region,
@@ -360,6 +362,13 @@ def build_task(
         identity=identity,
         num_steps=phase.epochs * math.ceil(num_batches / cfg.trainer.accumulate_grad_batches),
     )
+    # By now it is known what trains.
+    for encoder in (model.semantic, model.scene):
+        if cfg.trainer.activation_checkpointing:
+            checkpoint_activations(encoder)
+        if cfg.trainer.compile:
+            compile_encoder(encoder)
+    return task
 
 
 def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callback]:
@@ -456,6 +465,8 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
         torch.set_num_threads(threads)
     if section.pop("tf32"):
         torch.set_float32_matmul_precision("high")
+    section.pop("activation_checkpointing")
+    compiles = section.pop("compile")
     strategy, timeout_s = section.pop("strategy"), section.pop("timeout_s")
     callbacks = build_callbacks(cfg, phase, folder)
     callbacks += [ranks.AgreeOnStatistics(cfg.seed), ranks.RankWatch(section.pop("heartbeat_s"))]
@@ -465,6 +476,8 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
             "data.feature_cache=false, as trainer=fsdp does. Where the encoders are frozen, "
             "trainer=a100_multi with the cache is the faster choice."
         )
+    if strategy == "fsdp" and compiles:
+        raise ConfigError("trainer.compile=true compiles whole encoders, which fsdp takes apart.")
     if ranks.LAUNCHER in (section["devices"], section["num_nodes"]):
         nodes, per_node = ranks.launched_processes(os.environ)
         for key, number in (("num_nodes", nodes), ("devices", per_node)):
@@ -489,6 +502,10 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
     try:
         trainer = make(strategy)
         # Only Lightning knows how many devices there are.
-        return make("ddp") if strategy == "auto" and trainer.world_size > 1 else trainer
+        if strategy == "auto" and trainer.world_size > 1:
+            trainer = make("ddp")
     except (ValueError, TypeError) as error:
         raise ConfigError(f"Lightning refuses the trainer.* options: {error}") from error
+    if compiles:
+        check_compiler(trainer.strategy.root_device)
+    return trainer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,21 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Within it, attention is the fused kernel in evaluation and frozen blocks too.
+
+    Left alone, PyTorch takes another one wherever no gradient is needed, with the attention matrix
+    written out on a CPU, which is slower for batches.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 class SemanticEncoder(Encoder):
     """CLIP vision transformer: the class token after the final LayerNorm, before projection.
 
@@ -185,7 +201,8 @@ class SemanticEncoder(Encoder):
         self.dim = width
 
     def encode(self, normalised: Tensor) -> Tensor:
-        embedding: Tensor = self.visual(normalised)
+        with fused_attention():
+            embedding: Tensor = self.visual(normalised)
         return embedding
 
     def stem(self) -> list[nn.Module | nn.Parameter]:

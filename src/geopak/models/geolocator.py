@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import move_km
 from geopak.geo.region import Region
+from geopak.models.compiling import is_compiled
 from geopak.models.encoders import Encoder
 from geopak.models.freezing import keep_frozen_in_eval
 from geopak.models.fusion import GatedFusion, Projection
@@ -143,8 +144,10 @@ class Geolocator(nn.Module):
         return not (self.semantic.trains or self.scene.trains)
 
     def encoder_fingerprint(self) -> str:
-        """Names the weights and shapes of both encoders."""
-        return f"{self.semantic.fingerprint()} {self.scene.fingerprint()}"
+        """Names the weights and shapes of both encoders, and whether they are compiled."""
+        # Compiled arithmetic rounds differently.
+        kind = " compiled" if is_compiled(self.semantic) or is_compiled(self.scene) else ""
+        return f"{self.semantic.fingerprint()} {self.scene.fingerprint()}{kind}"
 
     def embed(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, semantic + scene) features of both encoders.
