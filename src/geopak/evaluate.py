@@ -44,6 +44,7 @@ def photo_loader(
     from geopak.data import features
     from geopak.data.content_hashes import content_hashes
     from geopak.data.dataset import PhotoDataset
+    from geopak.data.feature_store import hash_folder
     from geopak.data.sampler import SequentialBatchSampler
     from geopak.data.shards import ShardIndex, ShardPhotos, ShardRowSampler
 
@@ -68,7 +69,7 @@ def photo_loader(
             features.Encoding(model, model.cell_center_deg.device, num_workers=cfg.num_workers),
             photos,
             rows,
-            content_hashes([photos.paths[row] for row in rows], Path(cfg.feature_folder, "photos")),
+            content_hashes([photos.paths[row] for row in rows], hash_folder(cfg.feature_folder)),
             features.Pictures(model.image_size),
             cfg.feature_folder,
             "float32",

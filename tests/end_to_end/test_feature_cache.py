@@ -135,7 +135,7 @@ def test_evaluation_from_features_reports_the_same(
     home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "features"
-    common = [f"ckpt={phases[1]}", f"feature_folder={folder}", "bootstrap_resamples=0"]
+    common = [f"ckpt={phases[1]}", f"feature_folder={folder}", "bootstrap_resamples=20"]
     reports = {}
     for name, more in {
         "photos": ["feature_cache=false"],

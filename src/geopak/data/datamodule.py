@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -18,12 +17,14 @@ from torch.utils.data import DataLoader, Sampler
 from geopak.data.augment import Augmenter
 from geopak.data.content_hashes import content_hashes
 from geopak.data.dataset import PhotoDataset, PreparedSet
+from geopak.data.feature_store import hash_folder
 from geopak.data.features import (
     Encoding,
     FeatureDataset,
     ImageEncoder,
     Pictures,
     cached_features,
+    check_cache_choice,
     check_feature_options,
 )
 from geopak.data.sampler import (
@@ -43,8 +44,6 @@ from geopak.data.shards import (
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.region import Region
 from geopak.types import Batch
-
-CACHE_CHOICES = ("auto", "true", "false")
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,7 @@ class LoadingOptions:
         if self.num_workers < 0:
             raise ConfigError(f"data.num_workers={self.num_workers} must be 0 or more.")
         for name in ("memory_cache", "feature_cache"):
-            choice = getattr(self, name)
-            if choice not in CACHE_CHOICES:
-                raise ConfigError(f"data.{name}={choice!r}: use {', '.join(CACHE_CHOICES)}.")
+            check_cache_choice(f"data.{name}", getattr(self, name))
         check_feature_options(self.feature_views, self.feature_dtype, self.feature_draw)
         if self.load_margin < 1:
             raise ConfigError(f"data.load_margin={self.load_margin} must be at least 1.")
@@ -247,7 +244,7 @@ class GeopakDataModule(L.LightningDataModule):
 
     def _hashes(self, paths: list[str]) -> list[str]:
         """Content hashes: one process of a machine reads the files, the others look them up."""
-        store, trainer = Path(self.options.feature_folder) / "photos", self.trainer
+        store, trainer = hash_folder(self.options.feature_folder), self.trainer
         if trainer is None:
             return content_hashes(paths, store)
         if trainer.local_rank == 0:

@@ -210,6 +210,17 @@ class FeatureStore:
             raise
 
 
+def hash_folder(root: str | Path) -> Path:
+    """The folder below that of the caches where photos' hashes are remembered.
+
+    Raises:
+        FeatureCacheError: the folder of the caches cannot be used.
+    """
+    with _in_words(Path(root)):
+        Path(root).mkdir(parents=True, exist_ok=True)
+    return Path(root) / "photos"
+
+
 def known_caches(root: str | Path) -> list[dict[str, Any]]:
     """What every array below a folder says of itself, complete or not."""
     found = []

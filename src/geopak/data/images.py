@@ -149,7 +149,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it, in RGB."""
+    """The image as a viewer shows it, in RGB, decoded: its file may be closed."""
+    image.load()
     upright = 1
     is_turned = image.getexif().get(ExifTags.Base.Orientation, upright) != upright
     return _rgb(ImageOps.exif_transpose(image) if is_turned else image)
