@@ -20,7 +20,7 @@ import pandas as pd
 from benchmarks.measure import conclusion, print_conclusions
 from geopak.cli import compose
 from geopak.options import plain
-from geopak.prepare import prepare
+from geopak.preparation import prepare
 from geopak.render.photoset import write_photo_set
 from geopak.train import train
 

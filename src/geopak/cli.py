@@ -75,6 +75,11 @@ def _mend_group_overrides() -> None:
                 continue
             if isinstance(value, int) and not isinstance(value, bool):
                 override._value = str(value)
+            elif isinstance(value, (bool, float)):
+                raise ConfigCompositionException(
+                    f"{override.input_line}: a config group takes the name of a file in "
+                    f"conf/{override.key_or_group}/."
+                )
             elif value is None and not override.is_delete():
                 group = override.key_or_group
                 raise ConfigCompositionException(
@@ -294,6 +299,8 @@ def split_jobs(arguments: Sequence[str]) -> list[list[str]]:
         return [overrides]
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    if globs := next((a for a in overrides if re.search(r"=\s*glob\(", a)), None):
+        raise ConfigError(f"{globs}: name the values, glob() is not known here.")
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
         [jobs] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
@@ -309,11 +316,12 @@ def unknown_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
     """
     groups: list[str] = []
     values: list[str] = []
+    own_groups = _groups_of(config_name)
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator or key.startswith(("-", "+", "~", "hydra")):
             continue
-        (groups if (CONFIG_DIR / key.partition("@")[0]).is_dir() else values).append(override)
+        (groups if key.partition("@")[0] in own_groups else values).append(override)
     try:
         with _hydra_initialised():
             cfg = hydra.compose(config_name, overrides=groups)
@@ -327,6 +335,13 @@ def unknown_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
         if key not in known:
             lines.append(f"Unknown configuration key {key!r}.{nearest_name(key, known)}")
     return lines
+
+
+def _groups_of(config_name: str) -> set[str]:
+    """The config groups that a command chooses from: not all of ``conf/`` are every command's."""
+    with _hydra_initialised():
+        cfg = hydra.compose(config_name, return_hydra_config=True)
+    return {name.partition("@")[0] for name in cfg.hydra.runtime.choices}
 
 
 def _keys(section: Any, prefix: str = "") -> Iterator[str]:

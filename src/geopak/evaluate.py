@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.errors import ConfigError, PreparedSetError
+from geopak.errors import ConfigError, FeatureCacheError, PreparedSetError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,17 +65,22 @@ def photo_loader(
     photos = PhotoDataset(prepared, model.image_size)
     fingerprint = model.encoder_fingerprint() if choice == "auto" else ""
     if choice == "true" or features.are_known(cfg.feature_folder, fingerprint):
-        cached = features.cached_features(
-            features.Encoding(model, model.cell_center_deg.device, num_workers=cfg.num_workers),
-            photos,
-            rows,
-            content_hashes([photos.paths[row] for row in rows], hash_folder(cfg.feature_folder)),
-            features.Pictures(model.image_size),
-            cfg.feature_folder,
-            "float32",
-        )
-        dataset = features.FeatureDataset(photos.truth, cached)
-        return DataLoader(dataset, batch_size=None, sampler=sampler)
+        try:
+            cached = features.cached_features(
+                features.Encoding(model, model.cell_center_deg.device, num_workers=cfg.num_workers),
+                photos,
+                rows,
+                content_hashes([photos.paths[r] for r in rows], hash_folder(cfg.feature_folder)),
+                features.Pictures(model.image_size),
+                cfg.feature_folder,
+                "float32",
+            )
+            dataset = features.FeatureDataset(photos.truth, cached)
+            return DataLoader(dataset, batch_size=None, sampler=sampler)
+        except FeatureCacheError as error:
+            if choice == "true":
+                raise
+            log.warning("measuring on the photos themselves: %s", error)
     return DataLoader(photos, batch_size=None, sampler=sampler, num_workers=cfg.num_workers)
 
 

@@ -138,7 +138,7 @@ def small_disk(tmp_path: Path) -> Any:
 
 
 def test_a_disk_too_small_ends_before_any_work_and_leaves_nothing(small_disk: Path) -> None:
-    with pytest.raises(FeatureCacheError, match=r"needs 0\.00 GB, and .* free"):
+    with pytest.raises(FeatureCacheError, match=r"needs 4 MB, and .* kB free"):
         FeatureStore(small_disk, "key", 1000, 1000, "float32", 10)
     assert {p.name for p in small_disk.iterdir()} <= {"key.lock"}
 

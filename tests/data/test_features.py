@@ -62,7 +62,7 @@ def encode(root: Path, region: Region, frozen: Geolocator, tmp_path: Path) -> Ca
         rows = prepared.rows("train") if rows is None else rows
         pictures = pictures or views()
         dataset = PhotoDataset(prepared, pictures.load_size)
-        hashes = content_hashes([dataset.paths[r] for r in rows], tmp_path / "hashes")
+        contents = content_hashes([dataset.paths[r] for r in rows], tmp_path / "hashes")
         seen = 0
 
         def count(module: nn.Module, args: tuple[torch.Tensor]) -> None:
@@ -72,7 +72,7 @@ def encode(root: Path, region: Region, frozen: Geolocator, tmp_path: Path) -> Ca
         handle = frozen.semantic.register_forward_pre_hook(count)
         encoding = Encoding(frozen, torch.device("cpu"), precision, num_workers=num_workers)
         found = cached_features(
-            encoding, dataset, rows, hashes, pictures, tmp_path / "features", dtype
+            encoding, dataset, rows, contents, pictures, tmp_path / "features", dtype
         )
         handle.remove()
         return found, seen
@@ -291,18 +291,18 @@ def test_hashes_are_remembered_until_a_file_changes(
     original = module.file_sha256
     monkeypatch.setattr(module, "file_sha256", lambda p: read.append(p) or original(p))
     # Files as young as these may change again within the same tick of the clock.
-    assert content_hashes(paths, tmp_path / "store") == expected
-    assert content_hashes(paths, tmp_path / "store") == expected
+    assert content_hashes(paths, tmp_path / "store").sha256 == expected
+    assert content_hashes(paths, tmp_path / "store").sha256 == expected
     assert sorted(read) == sorted(2 * paths)
     later = time.time() + 60
     monkeypatch.setattr(module.time, "time", lambda: later)
     content_hashes(paths, tmp_path / "store")
     read.clear()
-    assert content_hashes(paths, tmp_path / "store") == expected
+    assert content_hashes(paths, tmp_path / "store").sha256 == expected
     assert read == []
     Image.new("RGB", (8, 8), (9, 9, 9)).save(paths[1])
     changed = hashlib.sha256(Path(paths[1]).read_bytes()).hexdigest()
-    assert content_hashes(paths, tmp_path / "store") == [expected[0], changed, expected[2]]
+    assert content_hashes(paths, tmp_path / "store").sha256 == [expected[0], changed, expected[2]]
     assert read == [paths[1]]
 
 
@@ -311,4 +311,4 @@ def test_loggers_say_where_the_features_lie(
 ) -> None:
     with caplog.at_level(logging.INFO, "geopak"):
         encode()
-    assert f"encoding 30 photos in 3 views (0.00 GB, {tmp_path / 'features'}" in caplog.text
+    assert f"encoding 30 photos in 3 views (17.3 kB, {tmp_path / 'features'}" in caplog.text

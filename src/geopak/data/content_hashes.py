@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,21 @@ from geopak.errors import PhotoError
 _SETTLED_AFTER_S = 2.0
 
 
-def content_hashes(paths: Sequence[str], store: str | Path) -> list[str]:
+@dataclass(frozen=True)
+class FileContents:
+    """What files hold.
+
+    Attributes:
+        sha256: hexadecimal, per file.
+        state: per file, of before it was hashed: as long as :func:`file_state` says the same, the
+            file holds the same.
+    """
+
+    sha256: list[str]
+    state: list[str]
+
+
+def content_hashes(paths: Sequence[str], store: str | Path) -> FileContents:
     """Hexadecimal SHA-256 of every file.
 
     A file is read once and again when its size, one of its times or its inode has changed. The time
@@ -31,11 +46,12 @@ def content_hashes(paths: Sequence[str], store: str | Path) -> list[str]:
     Raises:
         PhotoError: a file that is missing or cannot be read.
     """
+    state = [file_state(path) for path in paths]
     executor = ExecutorSettings(workers=1).in_this_process()
     table = map_partitions(
-        hash_files, paths, store, executor, "hashing photos", key=_state_of, passing=_unsettled
+        hash_files, paths, store, executor, "hashing photos", key=file_state, passing=_unsettled
     )
-    return table["sha256"].tolist()
+    return FileContents(table["sha256"].tolist(), state)
 
 
 def hash_files(paths: Sequence[str]) -> pd.DataFrame:
@@ -60,7 +76,8 @@ def _unsettled(table: pd.DataFrame) -> pd.Series:
     return ~table["settled"]
 
 
-def _state_of(path: str) -> str:
+def file_state(path: str) -> str:
+    """Text that names a file and changes whenever its content may have changed."""
     try:
         state = os.stat(path)
     except (OSError, ValueError):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from geopak.data.augment import Augmenter
-from geopak.data.content_hashes import content_hashes
+from geopak.data.content_hashes import FileContents, content_hashes
 from geopak.data.dataset import PhotoDataset, PreparedSet
 from geopak.data.feature_store import hash_folder
 from geopak.data.features import (
@@ -242,7 +242,7 @@ class GeopakDataModule(L.LightningDataModule):
             dataset.truth, features, self._view_generator if split == "train" else None
         )
 
-    def _hashes(self, paths: list[str]) -> list[str]:
+    def _hashes(self, paths: list[str]) -> FileContents:
         """Content hashes: one process of a machine reads the files, the others look them up."""
         store, trainer = hash_folder(self.options.feature_folder), self.trainer
         if trainer is None:

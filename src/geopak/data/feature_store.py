@@ -80,6 +80,8 @@ class FeatureStore:
             **dict(about or {}),
         }  # fmt: skip
         with _in_words(self.root):
+            if self._is_sound() and self.complete:
+                return
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f"{key}.lock"):
                 if not self._is_sound():
@@ -111,11 +113,12 @@ class FeatureStore:
 
         Ends when every chunk is there, or is being made by another process.
         """
-        self._locks.mkdir(exist_ok=True)
         for chunk in np.flatnonzero(~self.done()).tolist():
             lock = FileLock(self._locks / f"{chunk:06d}")
             try:
-                lock.acquire(timeout=0)
+                with _in_words(self.root):
+                    self._locks.mkdir(exist_ok=True)
+                    lock.acquire(timeout=0)
             except Timeout:
                 continue
             # Another process may have finished it before the lock was free.
@@ -218,7 +221,17 @@ def hash_folder(root: str | Path) -> Path:
     """
     with _in_words(Path(root)):
         Path(root).mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK):
+            raise OSError(errno.EROFS, "it cannot be written to")
     return Path(root) / "photos"
+
+
+def readable_size(num_bytes: int) -> str:
+    """A size for people: ``3.7 GB``."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1000:.3g} kB"
 
 
 def known_caches(root: str | Path) -> list[dict[str, Any]]:
@@ -286,9 +299,9 @@ def _no_room(root: Path, num_bytes: int) -> FeatureCacheError:
     with suppress(OSError):
         free = shutil.disk_usage(root).free
     return FeatureCacheError(
-        f"The feature cache needs {num_bytes / 1e9:.2f} GB, and {root} has {free / 1e9:.2f} GB "
-        "free. Free some, or set data.feature_folder= to a larger disk, data.feature_dtype=float16 "
-        "for half of it, fewer data.feature_views=, or data.feature_cache=false."
+        f"The feature cache needs {readable_size(num_bytes)}, and {root} has "
+        f"{readable_size(free)} free. Free some, or set data.feature_folder= to a larger disk, "
+        "data.feature_dtype=float16 for half of it, fewer data.feature_views=, or data.feature_cache=false."
     )
 
 
@@ -297,6 +310,8 @@ def _in_words(root: Path) -> Iterator[None]:
     """Turns what the operating system says of the folder into an error that a user can mend."""
     try:
         yield
+    except Timeout:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise FeatureCacheError(

@@ -30,10 +30,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from geopak.data.augment import Augmenter
+from geopak.data.content_hashes import FileContents, file_state
 from geopak.data.dataset import PhotoDataset, Truth
-from geopak.data.feature_store import DTYPES, Claim, FeatureStore, known_caches, release_all
+from geopak.data.feature_store import (
+    DTYPES,
+    Claim,
+    FeatureStore,
+    known_caches,
+    readable_size,
+    release_all,
+)
 from geopak.data.partitions import progress_bar
-from geopak.errors import ConfigError
+from geopak.errors import ConfigError, PhotoError
 from geopak.types import Batch
 
 log = logging.getLogger(__name__)
@@ -41,8 +49,12 @@ log = logging.getLogger(__name__)
 CACHE_CHOICES = ("auto", "true", "false")
 # Photos that are loaded, encoded in all views, and written together.
 CHUNK_PHOTOS = 128
+# Photos that one process loads at a time.
+_PIECE_PHOTOS = 32
 # Whatever may change a pixel or a feature: own modules by their text, libraries by their version.
-_MODULES = ("geopak.data.images", "geopak.data.augment", "geopak.data.features")
+_MODULES = (
+    "geopak.data.images", "geopak.data.dataset", "geopak.data.augment", "geopak.data.features",
+)  # fmt: skip
 _LIBRARIES = ("torch", "torchvision", "simplejpeg", "pillow", "numpy", "timm", "open_clip_torch")
 
 
@@ -168,7 +180,7 @@ def cached_features(
     encoding: Encoding,
     dataset: PhotoDataset,
     rows: NDArray[np.int64],
-    sha256: Sequence[str],
+    contents: FileContents,
     pictures: Pictures,
     folder: str | Path,
     dtype: str,
@@ -182,21 +194,23 @@ def cached_features(
         encoding: the encoder and its device.
         dataset: loads the photos, at ``pictures.load_size``.
         rows: (N,) of the photos.
-        sha256: (N,) hash of each photo's file.
+        contents: (N,) of each photo's file.
         pictures: what of a photo is encoded.
         folder: of the caches.
         dtype: of the values on disk.
 
     Raises:
         FeatureCacheError: no room, or values that ``dtype`` cannot hold.
-        PhotoError: a photo that cannot be read.
+        PhotoError: a photo that cannot be read, or that changed meanwhile.
     """
     distinct, first, place = np.unique(
-        np.asarray(sha256, dtype="S64"), return_index=True, return_inverse=True
+        np.asarray(contents.sha256, dtype="S64"), return_index=True, return_inverse=True
     )
     about = {
         "encoders": encoding.encoder.encoder_fingerprint(),
         "precision": encoding.precision,
+        "device": encoding.device.type,
+        "matmul": torch.get_float32_matmul_precision(),
         "pictures": pictures.describe(),
         "photos": hashlib.sha256(distinct.tobytes()).hexdigest(),
         "dtype": dtype,
@@ -214,7 +228,8 @@ def cached_features(
         about=json.loads(text),
     )
     if not store.complete:
-        _encode_missing(store, encoding, dataset, rows[first], pictures)
+        state = [contents.state[i] for i in first]
+        _encode_missing(store, encoding, dataset, rows[first], state, pictures)
     store.close_making()
     position = torch.full((len(dataset),), -1, dtype=torch.long)
     position[torch.from_numpy(rows)] = torch.from_numpy(place.astype(np.int64))
@@ -227,42 +242,64 @@ def _encode_missing(
     encoding: Encoding,
     dataset: PhotoDataset,
     rows: NDArray[np.int64],
+    state: Sequence[str],
     pictures: Pictures,
 ) -> None:
     """Encodes what no other process is encoding, until everything is there."""
     encoding.encoder.to(encoding.device)
     began, encoded = time.perf_counter(), 0
     log.info(
-        "encoding %s photos in %d view%s (%.2f GB, %s)",
+        "encoding %s photos in %d view%s (%s, %s)",
         f"{store.num_rows:,}", pictures.views, "" if pictures.views == 1 else "s",
-        store.num_bytes / 1e9, store.folder,
+        readable_size(store.num_bytes), store.folder,
     )  # fmt: skip
     with progress_bar() as progress:
         shown = progress.add_task("encoding photos", total=store.num_rows)
         while not store.complete:
-            claims: deque[Claim] = deque()
+            claims = store.claim_missing()
+            first = next(claims, None)
+            if first is None:
+                # All that is missing is in the hands of others.
+                store.wait()
+                continue
+            taken: deque[Claim] = deque([first])
             loader = DataLoader(
                 dataset,
                 batch_size=None,
-                sampler=_ClaimedRows(store, rows, claims),
+                sampler=_ClaimedRows(store, rows, taken, claims),
                 num_workers=encoding.num_workers,
                 pin_memory=encoding.device.type == "cuda",
             )
+            pieces: list[Tensor] = []
             try:
                 for batch in loader:
-                    claim = claims.popleft()
-                    image = batch["image"].to(encoding.device, non_blocking=True)
-                    with claim:
-                        store.write(claim.chunk, _encode(encoding, pictures, image, claim.chunk))
-                    encoded += len(image)
+                    pieces.append(batch["image"].to(encoding.device, non_blocking=True))
+                    chunk = taken[0].chunk
+                    photos = range(store.num_rows)[store.rows_of(chunk)]
+                    if sum(map(len, pieces)) < len(photos):
+                        continue
+                    features = _encode(encoding, pictures, torch.cat(pieces), chunk)
+                    _check_unchanged(dataset, rows[photos], [state[i] for i in photos])
+                    with taken.popleft():
+                        store.write(chunk, features)
+                    pieces = []
+                    encoded += len(photos)
                     done = int(store.done().sum()) * store.chunk_rows
                     progress.update(shown, completed=min(done, store.num_rows))
             finally:
-                release_all(claims)
-            if not store.complete:
-                store.wait()
+                release_all(taken)
     seconds = time.perf_counter() - began
     log.info("encoded %s photos in %.0f s", f"{encoded:,}", seconds)
+
+
+def _check_unchanged(dataset: PhotoDataset, rows: NDArray[np.int64], state: Sequence[str]) -> None:
+    """Raises a PhotoError if a file is no longer what it was when it was hashed."""
+    for row, before in zip(rows, state, strict=True):
+        if file_state(dataset.paths[row]) != before:
+            raise PhotoError(
+                f"The photo {dataset.paths[row]} changed while its features were made. Start "
+                "again; what is finished is kept."
+            )
 
 
 @torch.inference_mode()
@@ -276,15 +313,30 @@ def _encode(encoding: Encoding, pictures: Pictures, image: Tensor, chunk: int) -
 
 
 class _ClaimedRows:
-    """Lists of row numbers, one for every chunk that this process could claim."""
+    """Lists of row numbers: the pieces of one chunk after the other, each claimed when it is due.
 
-    def __init__(self, store: FeatureStore, rows: NDArray[np.int64], claims: deque[Claim]) -> None:
-        self.store, self.rows, self.claims = store, rows, claims
+    A loader that reads ahead must not claim much more than it needs, lest others stand idle.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        rows: NDArray[np.int64],
+        taken: deque[Claim],
+        claims: Iterator[Claim],
+    ) -> None:
+        self.store, self.rows, self.taken, self.claims = store, rows, taken, claims
 
     def __iter__(self) -> Iterator[list[int]]:
-        for claim in self.store.claim_missing():
-            self.claims.append(claim)
-            yield self.rows[self.store.rows_of(claim.chunk)].tolist()
+        yield from self._pieces(self.taken[0])
+        for claim in self.claims:
+            self.taken.append(claim)
+            yield from self._pieces(claim)
+
+    def _pieces(self, claim: Claim) -> Iterator[list[int]]:
+        rows = self.rows[self.store.rows_of(claim.chunk)]
+        for start in range(0, len(rows), _PIECE_PHOTOS):
+            yield rows[start : start + _PIECE_PHOTOS].tolist()
 
 
 def _code_sha256() -> str:

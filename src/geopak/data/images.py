@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +21,7 @@ from geopak.errors import PhotoError
 _JPEG = b"\xff\xd8\xff"
 # Kinds of colour, by simplejpeg's names, that are decoded without Pillow.
 _COLOURS = ("YCbCr", "RGB", "Gray")
-# What goes before the pixels: two segments of the largest size, EXIF and XMP.
-_HEAD_BYTES = 1 << 17
+_APP1, _START_OF_SCAN, _EXIF = 0xE1, 0xDA, b"Exif\0\0"
 # How the square of a photo is turned upright, by its EXIF orientation; (3, S, S) -> (3, S, S).
 _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
     1: lambda x: x,
@@ -177,16 +176,42 @@ def _decode_jpeg(content: bytes, size: int) -> Tensor | None:
 
 
 def _jpeg_orientation(content: bytes) -> int:
-    """The EXIF orientation of a JPEG; 0 where only Pillow can tell."""
-    if content.find(b"tiff:Orientation", 0, _HEAD_BYTES) >= 0:
+    """The EXIF orientation of a JPEG, 1 to 8; 0 where it is for Pillow to tell."""
+    exif = None
+    for marker, segment in _segments(content):
+        if marker != _APP1:
+            continue
+        if segment.startswith(_EXIF):
+            if exif is not None:
+                return 0
+            exif = segment
+        elif b"tiff:Orientation" in segment:
+            return 0
+    if exif is None:
+        return 1
+    found = Image.Exif()
+    try:
+        found.load(exif)
+        orientation = found.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow lets broken EXIF raise whatever it causes
         return 0
-    start = content.find(b"Exif\0\0", 0, _HEAD_BYTES)
-    if start < 0 or content[start - 4 : start - 2] != b"\xff\xe1":
-        return 1 if start < 0 else 0
-    length = int.from_bytes(content[start - 2 : start], "big") - 2
-    exif = Image.Exif()
-    exif.load(content[start : start + length])
-    return int(exif.get(ExifTags.Base.Orientation, 1) or 1)
+    return orientation if type(orientation) is int else 0
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and content of every segment that goes before the pixels of a JPEG."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:
+            # Any number of these may go before a marker.
+            place += 1
+            continue
+        length = int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker == _START_OF_SCAN or length < 2:
+            return
+        yield marker, content[place + 4 : place + 2 + length]
+        place += 2 + length
 
 
 def _square(image: Image.Image, size: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -144,10 +146,11 @@ class Geolocator(nn.Module):
         return not (self.semantic.trains or self.scene.trains)
 
     def encoder_fingerprint(self) -> str:
-        """Names the weights and shapes of both encoders, and whether they are compiled."""
+        """Names weights, shapes and code of both encoders, and whether they are compiled."""
         # Compiled arithmetic rounds differently.
         kind = " compiled" if is_compiled(self.semantic) or is_compiled(self.scene) else ""
-        return f"{self.semantic.fingerprint()} {self.scene.fingerprint()}{kind}"
+        own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+        return f"{self.semantic.fingerprint()} {self.scene.fingerprint()} {own}{kind}"
 
     def embed(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, semantic + scene) features of both encoders.
