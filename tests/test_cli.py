@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch._utils import ExceptionWrapper
 
 from geopak import cli
-from geopak.cli import CONFIG_DIR, compose, entry_point, home
+from geopak.cli import CONFIG_DIR, compose, entry_point, home, unknown_keys
 from geopak.errors import ConfigError, PhotoError
 
 GROUPS = ("phase", "trainer", "model", "logger", "experiment", "data", "loss", "optimizer",
@@ -231,3 +231,19 @@ def test_the_single_runs_of_a_multirun_are_those_of_hydra() -> None:
         cli.split_jobs(["--help"])
     with pytest.raises(ConfigError, match="phase"):
         cli.split_jobs(["-m", "phase"])
+
+
+@pytest.mark.parametrize("value", ["2.0", "true"])
+def test_a_group_takes_no_number_with_a_fraction_and_no_truth(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"phase={value}: a config group takes the name"):
+        compose("train", [f"phase={value}"])
+
+
+def test_a_group_of_another_command_is_an_unknown_key_of_this_one() -> None:
+    assert unknown_keys("evaluate", ["phase=2"]) == ["Unknown configuration key 'phase'."]
+    lines = unknown_keys("evaluate", ["phase=val", "splt=val", "split=val"])
+    assert [line.partition("Did")[0].strip() for line in lines] == [
+        "Unknown configuration key 'phase'.",
+        "Unknown configuration key 'splt'.",
+    ]
+    assert "split" in lines[1].partition("Did")[2]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geopak.data.feature_store import FeatureStore
+from geopak.data.feature_store import FeatureStore, hash_folder
 from geopak.errors import FeatureCacheError
 
 ROWS, DIM, CHUNK = 23, 5, 4
@@ -193,7 +193,7 @@ def test_the_chunk_of_a_killed_process_is_made_by_another(tmp_path: Path) -> Non
         f"""
         import sys, time
         from pathlib import Path
-        from geopak.data.feature_store import FeatureStore
+        from geopak.data.feature_store import FeatureStore, hash_folder
         store = FeatureStore(Path(sys.argv[1]), "key", {ROWS}, {DIM}, "float32", {CHUNK}, {{}})
         claims = store.claim_missing()
         claim = next(claims)
@@ -213,3 +213,29 @@ def test_the_chunk_of_a_killed_process_is_made_by_another(tmp_path: Path) -> Non
         other.wait()
     assert fill(store) == 1
     assert store.complete
+
+
+def test_a_complete_array_is_opened_where_nothing_can_be_written(small_disk: Path) -> None:
+    fill(make(small_disk))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    torch.testing.assert_close(make(small_disk).open(), values(slice(0, ROWS)), rtol=0, atol=0)
+    with pytest.raises(FeatureCacheError, match="Read-only"):
+        FeatureStore(small_disk, "other", ROWS, DIM, "float32", CHUNK)
+    with pytest.raises(FeatureCacheError, match=r"cannot be used.*feature_folder="):
+        hash_folder(small_disk)
+
+
+def test_a_disk_without_room_for_another_file_is_full(tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "nr_inodes=7", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        store = make(folder)
+        with pytest.raises(FeatureCacheError, match=r"is full"):
+            list(store.claim_missing())
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from geopak.data.augment import Augmenter
 from geopak.data.content_hashes import content_hashes
 from geopak.data.dataset import PhotoDataset, PreparedSet
+from geopak.data.feature_store import FeatureStore
 from geopak.data.features import (
     CHUNK_PHOTOS,
     CachedFeatures,
@@ -155,6 +157,17 @@ def _other_photo(root: Path, model: Geolocator) -> dict[str, Any]:
     return {}
 
 
+def _other_arithmetic(root: Path, model: Geolocator) -> dict[str, Any]:
+    torch.set_float32_matmul_precision("high")
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def usual_arithmetic() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
 CHANGES: dict[str, Callable[[Path, Geolocator], dict[str, Any]]] = {
     "weights": _other_weights,
     "statistics of BatchNorm": _other_statistics,
@@ -165,6 +178,7 @@ CHANGES: dict[str, Callable[[Path, Geolocator], dict[str, Any]]] = {
     "augmentation": lambda root, model: {"pictures": views(brightness=0.3)},
     "views": lambda root, model: {"pictures": views(num=4)},
     "type on disk": lambda root, model: {"dtype": "float16"},
+    "arithmetic": _other_arithmetic,
     "precision": lambda root, model: {"precision": "bf16-mixed"},
 }
 
@@ -229,6 +243,93 @@ def test_a_cache_that_was_interrupted_goes_on_and_gives_the_same(
     assert seen == 3 * (30 - done)
     torch.testing.assert_close(found.values, kept, rtol=0, atol=0)
     assert CHUNK_PHOTOS == 128
+
+
+@pytest.mark.parametrize("name", ["geopak.models.encoders", "geopak.models.geolocator"])
+def test_the_code_of_the_encoders_is_part_of_their_fingerprint(
+    frozen: Geolocator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    module = importlib.import_module(name)
+    before = frozen.encoder_fingerprint()
+    copy = tmp_path / "changed.py"
+    copy.write_text(Path(str(module.__file__)).read_text() + "# changed\n")
+    monkeypatch.setattr(module, "__file__", str(copy))
+    assert frozen.encoder_fingerprint() != before
+
+
+def test_a_photo_that_changes_while_it_is_encoded_is_not_kept(
+    encode: Callable[..., Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopak.data import features
+
+    original, path = features._encode, root / "0/3.jpg"
+
+    def swap(*args: Any) -> Any:
+        found = original(*args)
+        Image.new("RGB", (50, 50)).save(path)
+        return found
+
+    monkeypatch.setattr(features, "_encode", swap)
+    with pytest.raises(PhotoError, match=r"0/3\.jpg changed while"):
+        encode()
+    (done,) = (tmp_path / "features").glob("*/done.bin")
+    assert done.read_bytes() == b"\0"
+
+
+def test_who_waits_for_others_starts_no_loader(
+    encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopak.data import features
+
+    waits = 0
+    original_claims = FeatureStore.claim_missing
+
+    def claims(store: FeatureStore) -> Iterator[Any]:
+        return iter(()) if waits < 5 else original_claims(store)
+
+    def wait(store: FeatureStore) -> None:
+        nonlocal waits
+        waits += 1
+
+    started = []
+    loader = features.DataLoader
+    monkeypatch.setattr(FeatureStore, "claim_missing", claims)
+    monkeypatch.setattr(FeatureStore, "wait", wait)
+    monkeypatch.setattr(
+        features, "DataLoader", lambda *a, **k: started.append(waits) or loader(*a, **k)
+    )
+    encode()
+    assert started == [5]
+
+
+def test_a_loader_that_reads_ahead_leaves_chunks_to_others(
+    encode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two processes that load 4 pieces ahead, one chunk and a part of the next are claimed."""
+    from geopak.data import features
+
+    monkeypatch.setattr(features, "CHUNK_PHOTOS", 4)
+    monkeypatch.setattr(features, "_PIECE_PHOTOS", 1)
+    claimed: list[int] = []
+    original = FeatureStore.claim_missing
+
+    def note(store: FeatureStore) -> Iterator[Any]:
+        for claim in original(store):
+            claimed.append(claim.chunk)
+            yield claim
+
+    monkeypatch.setattr(FeatureStore, "claim_missing", note)
+    ahead: list[int] = []
+    encoder = features._encode
+
+    def look(encoding: Any, pictures: Any, image: Any, chunk: int) -> Any:
+        ahead.append(len(claimed) - chunk)
+        return encoder(encoding, pictures, image, chunk)
+
+    monkeypatch.setattr(features, "_encode", look)
+    encode(num_workers=2)
+    assert len(ahead) == 8
+    assert max(ahead) <= 3
 
 
 def test_a_photo_that_vanished_is_named(encode: Callable[..., Any], root: Path) -> None:

@@ -116,3 +116,52 @@ def test_the_word_exif_among_the_pixels_or_in_a_comment_is_not_taken_for_exif() 
     picture(200, 120).save(file, "JPEG", quality=92, comment=b"Exif\0\0MM\0*\0\0\0\x08")
     content = file.getvalue()
     assert mean_difference(load_image(content, SIZE), plainly(content, SIZE)) < 1
+
+
+def with_segments(*segments: tuple[int, bytes]) -> bytes:
+    """A JPEG that begins with these segments, and has no other before its tables."""
+    content = jpeg(picture(200, 120))
+    # Behind the start of the file and its JFIF segment.
+    rest = content[4 + int.from_bytes(content[4:6], "big") :]
+    added = b"".join(
+        bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2, "big") + data
+        for marker, data in segments
+    )
+    return content[:2] + added + rest
+
+
+def exif_of(value: bytes, kind: int) -> bytes:
+    """EXIF data whose orientation has a value of a type."""
+    entry = (0x0112).to_bytes(2, "little") + kind.to_bytes(2, "little") + (1).to_bytes(4, "little")
+    return b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + value.ljust(4, b"\0") + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    {
+        "upright": exif_of(b"\x01", 3),
+        "turned": exif_of(b"\x06", 3),
+        "a byte": exif_of(b"\x06", 1),
+        "text": exif_of(b"6", 2),
+        "undefined": exif_of(b"\x06", 7),
+        "a float": exif_of(b"\0\0\xc0\x7f", 11),
+        "another file format": b"Exif\0\0II+\0\x08\0\0\0" + bytes(9),
+        "cut off": b"Exif\0\0II",
+        "nonsense": b"Exif\0\0garbage!",
+        "nothing": b"Exif\0\0",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_whatever_exif_says_is_read_as_pillow_reads_it(data: tuple[str, bytes]) -> None:
+    content = with_segments((0xE1, data[1]))
+    assert mean_difference(load_image(content, SIZE), plainly(content, SIZE)) < 1
+
+
+def test_exif_is_found_behind_long_segments_and_not_within_others() -> None:
+    profile = [(0xE2, bytes(60_000))] * 3
+    behind = with_segments(*profile, (0xE1, exif_of(b"\x06", 3)))
+    assert mean_difference(load_image(behind, SIZE), plainly(behind, SIZE)) < 1
+    assert mean_difference(load_image(behind, SIZE), load_image(jpeg(picture(200, 120)), SIZE)) > 5
+    within = b"\xff\xe1\0\x22" + exif_of(b"\x06", 3)
+    comment = with_segments((0xFE, within))
+    assert mean_difference(load_image(comment, SIZE), plainly(comment, SIZE)) < 1

@@ -301,7 +301,8 @@ def _no_room(root: Path, num_bytes: int) -> FeatureCacheError:
     return FeatureCacheError(
         f"The feature cache needs {readable_size(num_bytes)}, and {root} has "
         f"{readable_size(free)} free. Free some, or set data.feature_folder= to a larger disk, "
-        "data.feature_dtype=float16 for half of it, fewer data.feature_views=, or data.feature_cache=false."
+        "data.feature_dtype=float16 for half of it, fewer data.feature_views=, or "
+        "data.feature_cache=false."
     )
 
 
