@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prefix": (),
     "loader": (),
     "train_loop": (),
-    "compile": (),
+    "compile": ("--rounds", "3"),
     "predict": (),
     "shards": (),
     "ddp": (),
