@@ -10,7 +10,7 @@ import argparse
 
 import torch
 
-from benchmarks.measure import conclusion, interleaved_seconds, print_conclusions
+from benchmarks.measure import conclusion, interleaved_seconds, print_conclusions, synchronise
 from benchmarks.subjects import random_cells, random_model, train_config
 from geopak import build
 from geopak.models.decode import RULES, DecodingOptions, decode
@@ -30,20 +30,16 @@ def main() -> None:
     image = torch.rand(args.batch, 3, model.image_size, model.image_size, device=args.device)
     settings = DecodingOptions()
 
-    def synchronise() -> None:
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
-
     def encode() -> None:
         model.embed(image)
-        synchronise()
+        synchronise(args.device)
 
     with torch.inference_mode():
         output = model(image)
 
         def decode_all() -> None:
             decode(model, output, settings, list(RULES))
-            synchronise()
+            synchronise(args.device)
 
         seconds = interleaved_seconds({"encoders": encode, "decoding": decode_all}, args.rounds)
     print_conclusions(

@@ -65,6 +65,14 @@ def interleaved_seconds(
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
+def synchronise(device: str) -> None:
+    """Waits until a GPU has done what it was given."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
 def _rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")

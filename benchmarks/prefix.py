@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import conclusion, interleaved_seconds, print_conclusions
+from benchmarks.measure import conclusion, interleaved_seconds, print_conclusions, synchronise
 from benchmarks.subjects import random_cells, random_model, train_config
 from geopak import build
 from geopak.models.encoders import Encoder
@@ -72,15 +72,13 @@ def main() -> None:
 
     def prefix() -> list[Tensor]:
         found = [part(image) for part in parts]
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        synchronise(args.device)
         return found
 
     def step() -> None:
         output = model(image)
         (output.cell_log_prob.mean() + output.province_logits.mean()).backward()
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        synchronise(args.device)
 
     seconds = interleaved_seconds({"step": step, "prefix": prefix}, args.rounds)
     half_bytes = sum(2 * out[0].numel() for out in prefix())

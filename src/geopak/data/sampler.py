@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from torch.utils.data import Sampler
 
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
+
+T = TypeVar("T")
 
 
 def batches_per_rank(
@@ -79,7 +82,38 @@ def check_quotas(
     return quotas
 
 
-class BalancedBatchSampler(Sampler[list[int]]):
+class EpochSampler(Sampler[T]):
+    """Names the batches of one epoch after the other, and can go on within an epoch.
+
+    Args:
+        num_batches: batches an epoch.
+    """
+
+    def __init__(self, num_batches: int) -> None:
+        self.num_batches = num_batches
+        self.epoch = 0
+        self._done = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose batches the next iteration names."""
+        self.epoch = epoch
+
+    def resume(self, batches_done: int) -> None:
+        """Goes on after so many batches of the whole training: at their epoch, and within it."""
+        self._done = divmod(batches_done, self.num_batches)
+        self.epoch = self._done[0]
+
+    @property
+    def first(self) -> int:
+        """Number of the first batch that is still to come in this epoch."""
+        epoch, done = self._done
+        return done if self.epoch == epoch else 0
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+
+class BalancedBatchSampler(EpochSampler[list[int]]):
     """Batches with an exact number of photos of every province, drawn with replacement.
 
     The draws depend on (seed, epoch, rank) alone: another epoch or rank has an independent stream,
@@ -102,29 +136,15 @@ class BalancedBatchSampler(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
     ) -> None:
+        super().__init__(num_batches)
         self.quotas = quotas
         self.pools = [rows[province_id == p] for p in range(len(quotas))]
-        self.num_batches = num_batches
         self.seed = seed
         self.rank = rank
-        self.epoch = 0
-        self._done = (0, 0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose batches the next iteration draws."""
-        self.epoch = epoch
-
-    def resume(self, batches_done: int) -> None:
-        """Goes on after so many batches of the whole training: at their epoch, and within it."""
-        self._done = divmod(batches_done, self.num_batches)
-        self.epoch = self._done[0]
-
-    def __len__(self) -> int:
-        return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch, self.rank])
-        epoch, done = self._done
+        first = self.first
         for number in range(self.num_batches):
             drawn = [
                 rng.choice(pool, quota)
@@ -133,7 +153,7 @@ class BalancedBatchSampler(Sampler[list[int]]):
             ]
             # Drawn for the batches left out too: each draw depends on those before it.
             batch = rng.permutation(np.concatenate(drawn))
-            if self.epoch != epoch or number >= done:
+            if number >= first:
                 yield batch.tolist()
 
 

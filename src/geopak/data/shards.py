@@ -34,6 +34,7 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from geopak.data.dataset import PreparedSet, Truth
 from geopak.data.images import load_image, stack_images
 from geopak.data.manifest import table_sha256
+from geopak.data.sampler import EpochSampler
 from geopak.errors import ConfigError, PhotoError, PreparedSetError
 from geopak.geo.region import Region
 from geopak.types import Batch
@@ -404,33 +405,15 @@ class ShardBatches(Dataset[Batch]):
         ]  # fmt: skip
 
 
-class ShardBatchSampler(Sampler[tuple[int, int]]):
+class ShardBatchSampler(EpochSampler[tuple[int, int]]):
     """Asks :class:`ShardBatches` for the batches of an epoch, ``(epoch, number)``, in order.
 
     Args:
         num_batches: batches an epoch.
     """
 
-    def __init__(self, num_batches: int) -> None:
-        self.num_batches = num_batches
-        self.epoch = 0
-        self._done = (0, 0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose batches the next iteration asks for."""
-        self.epoch = epoch
-
-    def resume(self, batches_done: int) -> None:
-        """Goes on after so many batches of the whole training: at their epoch, and within it."""
-        self._done = divmod(batches_done, self.num_batches)
-        self.epoch = self._done[0]
-
-    def __len__(self) -> int:
-        return self.num_batches
-
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, done = self._done
-        for number in range(done if self.epoch == epoch else 0, self.num_batches):
+        for number in range(self.first, self.num_batches):
             yield self.epoch, number
 
 
