@@ -63,6 +63,8 @@ def measure_steps(
         turns: of each of the two.
     """
     quieten_lightning()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     cfg.phase.epochs = 1
     phase = build.build_phase(cfg)
     with tempfile.TemporaryDirectory() as home:
@@ -78,9 +80,10 @@ def measure_steps(
                 cfg, model, phase, region, prepared.cells, outlines, True, datamodule.num_batches
             )
 
+        other = make_task(copy.deepcopy(model))
         task = make_task(model)
         serve(datamodule)
-        turn = _Turns(make_task(copy.deepcopy(model)), str(trainer.precision), steps)
+        turn = _Turns(other, str(trainer.precision), steps)
         # Nothing is validated here, so nothing can be the best.
         keepers = L.pytorch.callbacks.ModelCheckpoint
         kept = [c for c in trainer.callbacks if not isinstance(c, keepers)]  # type: ignore[attr-defined]
