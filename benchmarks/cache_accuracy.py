@@ -58,6 +58,27 @@ def train_both_phases(
     return found | {"seconds": time.perf_counter() - began}
 
 
+def conclude(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Sets the difference of the means against what the seeds leave uncertain.
+
+    Args:
+        table: a row per training, with ``cache`` and the metrics.
+    """
+    lines = []
+    for metric in METRICS:
+        cached, fresh = (table.loc[table["cache"] == c, metric].to_numpy() for c in (True, False))
+        error = np.sqrt(cached.var(ddof=1) / len(cached) + fresh.var(ddof=1) / len(fresh))
+        lines.append(
+            conclusion(
+                "cache_accuracy", abs(cached.mean() - fresh.mean()), 2 * error, 1.0,
+                less_is_better=True, case=f"{metric}: difference of means", seeds=len(cached),
+                cached=[round(float(v), 2) for v in cached],
+                photos=[round(float(v), 2) for v in fresh],
+            )
+        )  # fmt: skip
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--root", type=Path, help="folder with a prepared set; default: rendered")
@@ -74,19 +95,7 @@ def main() -> None:
                 rows.append({"cache": cache, "seed": seed, **found})
                 print({key: value if key == "cache" else round(value, 2)
                        for key, value in rows[-1].items()}, flush=True)  # fmt: skip
-    table = pd.DataFrame(rows)
-    lines = []
-    for metric in METRICS:
-        cached, fresh = (table.loc[table["cache"] == c, metric].to_numpy() for c in (True, False))
-        error = np.sqrt((cached.var(ddof=1) + fresh.var(ddof=1)) / args.seeds)
-        lines.append(
-            conclusion(
-                "cache_accuracy", abs(cached.mean() - fresh.mean()), 2 * error, 1.0,
-                less_is_better=True, case=f"{metric}: difference of means", seeds=args.seeds,
-                cached=[round(v, 2) for v in cached], photos=[round(v, 2) for v in fresh],
-            )
-        )  # fmt: skip
-    print_conclusions(lines)
+    print_conclusions(conclude(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

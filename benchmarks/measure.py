@@ -29,6 +29,7 @@ def conclusion(
         less_is_better: the ratio is limit / value (seconds, bytes) instead of value / limit.
         more: whatever else the line should say.
     """
+    value, limit = float(value), float(limit)
     pair = (limit, value) if less_is_better else (value, limit)
     ratio = pair[0] / max(pair[1], math.ulp(1.0))
     return {
