@@ -108,7 +108,8 @@ def page(found: dict[str, tuple[list[dict[str, Any]], str, str]], notes: str) ->
             case = str(line.get("case", "")) + "".join(
                 f"; {key} {line[key]}" for key in ("model", "files", "batch") if line.get(key)
             )
-            title = line["name"] if line["name"] == name else f"{name}: {line['name']}"
+            own = str(line["name"]).startswith(name)
+            title = line["name"] if own else f"{name}: {line['name']}"
             parts.append(
                 f"| {title} | {case.removeprefix('; ')} | {line['value']:g}{unit} | "
                 f"{line['limit']:g}{unit} | {line['ratio']:g} | {line['target']:g} | {holds} |"
