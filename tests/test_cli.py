@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch._utils import ExceptionWrapper
 
 from geopak import cli
-from geopak.cli import CONFIG_DIR, compose, entry_point, home, unknown_keys
+from geopak.cli import CONFIG_DIR, compose, entry_point, home, split_jobs, unknown_keys
 from geopak.errors import ConfigError, PhotoError
 
 GROUPS = ("phase", "trainer", "model", "logger", "experiment", "data", "loss", "optimizer",
@@ -246,3 +246,8 @@ def test_a_group_of_another_command_is_an_unknown_key_of_this_one() -> None:
         "Unknown configuration key 'splt'.",
     ]
     assert "split" in lines[1].partition("Did")[2]
+
+
+def test_a_sweep_over_files_is_refused_where_jobs_are_only_named() -> None:
+    with pytest.raises(ConfigError, match=r"phase=glob\(\*\): name the values"):
+        split_jobs(["-m", "phase=glob(*)"])

@@ -257,6 +257,20 @@ def test_the_code_of_the_encoders_is_part_of_their_fingerprint(
     assert frozen.encoder_fingerprint() != before
 
 
+@pytest.mark.parametrize("name", ["images", "dataset", "augment", "features"])
+def test_the_code_that_makes_pictures_is_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from geopak.data import features
+
+    module = importlib.import_module(f"geopak.data.{name}")
+    before = features._code_sha256()
+    copy = tmp_path / "changed.py"
+    copy.write_text(Path(str(module.__file__)).read_text() + "# changed\n")
+    monkeypatch.setattr(module, "__file__", str(copy))
+    assert features._code_sha256() != before
+
+
 def test_a_photo_that_changes_while_it_is_encoded_is_not_kept(
     encode: Callable[..., Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from geopak.errors import FeatureCacheError
 from tests.end_to_end.conftest import TINY, Outcome
 
 Command = Callable[..., Outcome]
@@ -154,3 +155,20 @@ def test_evaluation_from_features_reports_the_same(
         for metric, entry in exact.items():
             got = report["end_to_end"][metric]["value"]
             assert got == pytest.approx(entry["value"], rel=1e-3, abs=1e-3), metric
+
+
+def test_evaluation_does_without_a_cache_that_cannot_be_used(
+    phases: dict[int, Path], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(root: object) -> Path:
+        raise FeatureCacheError("The feature cache cannot be written to.")
+
+    monkeypatch.setattr("geopak.data.features.are_known", lambda folder, fingerprint: True)
+    monkeypatch.setattr("geopak.data.feature_store.hash_folder", refuse)
+    arguments = [f"ckpt={phases[1]}", f"out={tmp_path / 'report'}", "bootstrap_resamples=20"]
+    outcome = command("evaluate", *arguments)
+    assert outcome.status == 0, outcome.text
+    assert "measuring on the photos themselves: The feature cache cannot" in outcome.text
+    outcome = command("evaluate", *arguments, "feature_cache=true")
+    assert outcome.status == 2
+    assert "cannot be written to" in outcome.text
