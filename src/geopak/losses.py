@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +17,7 @@ from geopak.geo.region import Region
 from geopak.types import Batch, ModelOutput
 
 TERMS = ("province", "cell", "offset", "auxiliary")
+CELL_TARGETS = ("province", "region")
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,16 @@ class LossOptions:
     """Weights of the terms and what shapes them.
 
     Attributes:
-        province, cell, offset, auxiliary: weights in the total.
+        province, cell, offset, auxiliary: weights in the total; 0 takes a term out.
         offset_ramp_epochs: the offset's weight rises linearly to its full value at this epoch.
         offset_scale_km, auxiliary_scale_km: distances enter the total divided by these.
         class_weight_beta: β of the effective number of samples (Cui et al., 2019).
+        soft_labels: the cell term's labels are spread over neighbours; ``False``: the true cell
+            alone, so that the term is the cross-entropy.
+        cell_target: the cells that the cell term compares, in which a probability is meant:
+            ``province``: those of the true province, P(cell | province); ``region``: all,
+            P(cell), which trains the province too. ``model.cell_heads=flat`` is the usual flat
+            classifier with ``region``.
     """
 
     province: float = 0.5
@@ -37,6 +45,8 @@ class LossOptions:
     offset_scale_km: float = 10.0
     auxiliary_scale_km: float = 100.0
     class_weight_beta: float = 0.999
+    soft_labels: bool = True
+    cell_target: str = "province"
 
     def __post_init__(self) -> None:
         for name in TERMS:
@@ -47,6 +57,33 @@ class LossOptions:
                 raise ConfigError(f"loss.{name} must be positive.")
         if not 0 <= self.class_weight_beta < 1:
             raise ConfigError("loss.class_weight_beta must be in [0, 1).")
+        if self.cell_target not in CELL_TARGETS:
+            raise ConfigError(
+                f"loss.cell_target={self.cell_target!r}: use {' or '.join(CELL_TARGETS)}."
+            )
+
+    def used(self, terms: Sequence[str]) -> tuple[str, ...]:
+        """Those of a phase's terms that have a weight.
+
+        Raises:
+            ConfigError: no term, an unknown one, or none with a weight.
+        """
+        for term in terms:
+            if term not in TERMS:
+                raise ConfigError(
+                    f"phase.losses names {term!r}.{nearest_name(term, TERMS)} "
+                    f"Known: {', '.join(TERMS)}."
+                )
+        if not terms:
+            raise ConfigError(f"phase.losses is empty. Known: {', '.join(TERMS)}.")
+        used = tuple(term for term in terms if getattr(self, term) > 0)
+        if not used:
+            raise ConfigError(
+                "This phase has nothing to learn from: "
+                f"{', '.join(f'loss.{term}=0' for term in terms)}. Give one of them a weight, or "
+                "begin with another phase=."
+            )
+        return used
 
 
 def effective_number_weights(count: Tensor, beta: float) -> Tensor:
@@ -104,10 +141,11 @@ class GeolocationLoss(nn.Module):
         region: gives τ per province.
         cells: gives centers, neighbours and train counts.
         options: weights and scales.
-        terms: the terms in use; a phase that trains no cell head leaves ``cell`` out.
+        terms: of a phase; one that trains no cell head leaves ``cell`` out. A weight of 0 takes
+            a term out as well.
 
     Raises:
-        ConfigError: no term, or an unknown one.
+        ConfigError: see :meth:`LossOptions.used`.
     """
 
     class_weight: Tensor
@@ -123,20 +161,15 @@ class GeolocationLoss(nn.Module):
         terms: tuple[str, ...] = TERMS,
     ) -> None:
         super().__init__()
-        for term in terms:
-            if term not in TERMS:
-                raise ConfigError(
-                    f"phase.losses names {term!r}.{nearest_name(term, TERMS)} "
-                    f"Known: {', '.join(TERMS)}."
-                )
-        if not terms:
-            raise ConfigError(f"phase.losses is empty. Known: {', '.join(TERMS)}.")
         self.options = options
-        self.terms = terms
+        self.terms = options.used(terms)
         count = torch.zeros(region.num_provinces, dtype=torch.long)
         count.index_add_(0, torch.tensor(cells.province_id), torch.tensor(cells.count))
         tau = torch.tensor([p.tau_km for p in region.provinces])
         cell_id, q = soft_cell_labels(cells, tau)
+        if not options.soft_labels:
+            q = torch.zeros_like(q)
+            q[:, 0] = 1
         weight = effective_number_weights(count, options.class_weight_beta)
         # Made from the cell table, which the checkpoint has already: not stored twice.
         for name, value in (
@@ -154,9 +187,13 @@ class GeolocationLoss(nn.Module):
         )
 
     def cell(self, output: ModelOutput, batch: Batch) -> Tensor:
-        """Mean KL(q ‖ p) over the cells of the true province."""
+        """Mean KL(q ‖ p) over the cells of the true province, or of the region."""
         target = batch["cell_id"]
         log_p = output.cell_log_prob.gather(1, self.soft_cell_id[target])
+        if self.options.cell_target == "region":
+            # Labels lie in the true province alone.
+            log_province = output.province_logits.log_softmax(-1)
+            log_p = log_p + log_province.gather(1, batch["province_id"].unsqueeze(1))
         cross_entropy = -(self.soft_q[target] * log_p).sum(-1)
         return (cross_entropy - self.soft_entropy[target]).mean()
 

@@ -26,7 +26,8 @@ class DecodingOptions:
     """How hypotheses are chosen and made into a coordinate.
 
     Attributes:
-        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``.
+        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``; or ``regression``,
+            the auxiliary head's coordinate, which looks at no hypothesis.
         top_provinces: provinces considered.
         top_cells: cells considered in each of them.
         within_km: radius of the rule ``max_within_km``.
@@ -40,10 +41,11 @@ class DecodingOptions:
     confidence_km: float = 25.0
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
+        known = (*RULES, REGRESSION)
+        if self.rule not in known:
             raise ConfigError(
-                f"decoding.rule={self.rule!r} is not a rule.{nearest_name(self.rule, RULES)} "
-                f"Known: {', '.join(RULES)}."
+                f"decoding.rule={self.rule!r} is not a rule.{nearest_name(self.rule, known)} "
+                f"Known: {', '.join(known)}."
             )
         if self.top_provinces < 1 or self.top_cells < 1:
             raise ConfigError("decoding.top_provinces and decoding.top_cells must be at least 1.")
@@ -153,6 +155,16 @@ RULES: dict[str, Rule] = {
     "geometric_median": decode_geometric_median,
     "max_within_km": decode_max_within_km,
 }
+REGRESSION = "regression"
+
+
+def compared_rules(own: str) -> list[str]:
+    """The rules that an evaluation shows side by side, the model's own among them.
+
+    Regression is shown only where it is the model's own: trained at a tenth of the total, the
+    auxiliary head is no answer of the others.
+    """
+    return [*RULES, *({own} - RULES.keys())]
 
 
 @torch.no_grad()
@@ -180,7 +192,10 @@ def decode(
     mass = joint_log_prob(output, model.cell_province_id).exp()
     decoded = {}
     for rule in rules or (options.rule,):
-        place = RULES[rule](points, probability, options.within_km)
+        if rule == REGRESSION:
+            place = output.aux_latlon_deg.float()
+        else:
+            place = RULES[rule](points, probability, options.within_km)
         center_km = haversine_km(place.unsqueeze(1), model.cell_center_deg)
         confidence = (mass * (center_km <= options.confidence_km)).sum(-1).clamp(max=1.0)
         decoded[rule] = Decoded(place, cell_id, points, probability, confidence)
