@@ -204,3 +204,48 @@ def test_a_province_with_one_cell_has_a_certain_label(region: Region, cells: Cel
     alone = dataclasses.replace(cells, neighbours=np.full_like(cells.neighbours, -1))
     _, q = soft_cell_labels(alone, torch.ones(3))
     assert q.tolist() == [[1.0] + [0.0] * 8] * 44
+
+
+def test_hard_labels_make_the_cell_term_the_cross_entropy(
+    region: Region, cells: CellTable, make_batch: MakeBatch, make_output: MakeOutput
+) -> None:
+    loss = GeolocationLoss(region, cells, LossOptions(soft_labels=False))
+    batch, output = make_batch(24), make_output(24)
+    expected = [
+        -float(output.cell_log_prob[i, true]) for i, true in enumerate(batch["cell_id"].tolist())
+    ]
+    assert float(loss.cell(output, batch)) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_the_cell_term_of_the_region_is_the_kl_divergence_over_all_cells(
+    region: Region, cells: CellTable, make_batch: MakeBatch, make_output: MakeOutput
+) -> None:
+    loss = GeolocationLoss(region, cells, LossOptions(cell_target="region"))
+    batch, output = make_batch(24), make_output(24)
+    q = naive_soft_labels(cells, region)
+    provinces = output.province_logits.double().softmax(-1)
+    expected = []
+    for i, true in enumerate(batch["cell_id"].tolist()):
+        kl = 0.0
+        for k in range(cells.num_cells):
+            if q[true, k] > 0:
+                province = float(provinces[i, cells.province_id[k]])
+                log_p = math.log(province) + float(output.cell_log_prob[i, k])
+                kl += q[true, k] * (math.log(q[true, k]) - log_p)
+        expected.append(kl)
+    assert float(loss.cell(output, batch)) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_a_weight_of_zero_takes_a_term_out(
+    region: Region, cells: CellTable, make_batch: MakeBatch, make_output: MakeOutput
+) -> None:
+    loss = GeolocationLoss(region, cells, LossOptions(offset=0, auxiliary=0))
+    value = loss(make_output(6), make_batch(6), None, 1.0)
+    assert value.terms.keys() == value.shares.keys() == {"province", "cell"}
+    with pytest.raises(ConfigError, match=r"nothing to learn from: loss\.province=0"):
+        GeolocationLoss(region, cells, LossOptions(province=0), ("province",))
+
+
+def test_an_unknown_cell_target_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.cell_target='country': use province or region"):
+        LossOptions(cell_target="country")

@@ -6,6 +6,7 @@ docs/ablations.md. Epochs are chosen on val; nothing is chosen on test.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from geopak import __version__
 from geopak.cli import CONFIG_DIR, IN_CHECKOUT, compose, entry_point
 from geopak.errors import ConfigError, GeopakError, nearest_name
+from geopak.options import plain
 
 if TYPE_CHECKING:
     from geopak.report.ablations import Variant
@@ -150,18 +152,32 @@ def page_of(cfg: DictConfig) -> Path | None:
     return page
 
 
-def overrides_of(cfg: DictConfig, variant: str, seed: int, phase: int) -> list[str]:
-    """What ``train`` is given for one run."""
+def overrides_of(cfg: DictConfig, variant: str, phase: int) -> list[str]:
+    """What ``train`` is given for a variant's phase, beside the seed."""
     return [
         f"phase={phase}",
         f"experiment={EXPERIMENTS.partition('/')[2]}/{variant}",
-        f"seed={seed}",
         f"name={cfg.name}",
         f"data.root={cfg.root}",
         f"trainer.threads={cfg.threads}",
         "callbacks.progress_bar=false",
+        # An experiment that begins with phase 1 says so of every phase.
+        *(["phase.parent=1"] if phase == 2 else []),
         *cfg.train[phase],
     ]
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """Composed once: a run of every seed asks for the same, and so do the table's rows."""
+    composed = compose("train", overrides)
+    OmegaConf.set_readonly(composed, True)
+    return composed
+
+
+def composed_of(cfg: DictConfig, variant: str, phase: int) -> DictConfig:
+    """The configuration of a variant's phase, whatever the seed."""
+    return _composed(tuple(overrides_of(cfg, variant, phase)))
 
 
 def decoded_alone(cfg: DictConfig, variant: str, reference: str) -> str | None:
@@ -169,12 +185,10 @@ def decoded_alone(cfg: DictConfig, variant: str, reference: str) -> str | None:
 
     Such a variant needs no training: an evaluation answers by every rule.
     """
-    own, other = (compose("train", overrides_of(cfg, v, 0, 1)) for v in (variant, reference))
-    rule = str(own.decoding.rule)
-    for composed in (own, other):
-        composed.decoding.rule = "argmax"
-    same: bool = own == other
-    return rule if same else None
+    own, other = (plain(composed_of(cfg, v, 1)) for v in (variant, reference))
+    rule = str(own["decoding"].pop("rule"))
+    del other["decoding"]["rule"]
+    return rule if own == other else None
 
 
 def plan(
@@ -184,13 +198,13 @@ def plan(
     root = Path(cfg.paths.outputs) / cfg.name
     chain: dict[int, Run] = {}
     for phase in phases:
-        overrides = overrides_of(cfg, variant, seed, phase)
-        composed = compose("train", overrides)
+        overrides = (*overrides_of(cfg, variant, phase), f"seed={seed}")
+        composed = composed_of(cfg, variant, phase)
         if composed.phase.parent is None:
             # Starts from the pretrained encoders: what was planned before is of no use to it.
             chain.clear()
         parent = chain.get(phase - 1)
-        key = fingerprint(composed, photos_sha256, parent)
+        key = fingerprint(composed, seed, photos_sha256, parent)
         # Phase 0 of variants that differ in later phases alone is the same run.
         place = "shared" if phase == 0 else variant
         measured = None
@@ -202,15 +216,15 @@ def plan(
                 *cfg.evaluate,
             )
         folder = root / place / f"seed-{seed}" / f"phase-{phase}-{key}"
-        chain[phase] = Run(tuple(overrides), folder, parent, measured)
+        chain[phase] = Run(overrides, folder, parent, measured)
     return chain
 
 
-def fingerprint(composed: DictConfig, photos_sha256: str, parent: Run | None) -> str:
-    """Names all that the weights of a run depend on: settings, photos and parent."""
+def fingerprint(composed: DictConfig, seed: int, photos_sha256: str, parent: Run | None) -> str:
+    """Names all that the weights of a run depend on: settings, seed, photos and parent."""
     from geopak.build import portable_config
 
-    config = portable_config(composed)
+    config = portable_config(composed) | {"seed": seed}
     for key in ("name", "logger", "callbacks"):
         config.pop(key, None)
     config["trainer"].pop("threads")
@@ -347,7 +361,7 @@ def _values(
 
 def tells_provinces(cfg: DictConfig, variant: str) -> bool:
     """Whether a variant trains anything to tell provinces apart."""
-    loss = compose("train", overrides_of(cfg, variant, 0, 1)).loss
+    loss = composed_of(cfg, variant, 1).loss
     return bool(loss.province > 0 or (loss.cell > 0 and loss.cell_target == "region"))
 
 
@@ -374,7 +388,7 @@ def _context(
     import pandas as pd
 
     split = pd.read_parquet(_photo_table(cfg), columns=["split"])["split"].value_counts()
-    composed = [compose("train", overrides_of(cfg, reference, seeds[0], p)) for p in phases]
+    composed = [composed_of(cfg, reference, phase) for phase in phases]
     cells = pd.read_parquet(_photo_table(cfg).with_name("cells.parquet"), columns=["province_id"])
     return {
         **{f"num_{name}": int(split.get(name, 0)) for name in ("train", "val", "test")},

@@ -192,16 +192,18 @@ def _difference(metric: str, value: Mapping[str, Any] | None) -> str:
         return "–"
     if value["verdict"] == "the same":
         return "0"
-    text = _number(metric, value["mean"], "+")
+    factor, unit = (1, "") if metric.endswith("_km") else (100, " pp")
+    text = f"{factor * value['mean']:+.1f}"
     if value["interval"] is not None:
         low, high = value["interval"]
-        text += f" ± {_number(metric, (high - low) / 2)}"
+        text += f" ± {factor * (high - low) / 2:.1f}"
+    text += unit
     strong = value["verdict"] in ("worse", "better")
     return f"**{text}** {value['verdict']}" if strong else f"{text} {value['verdict']}"
 
 
-def _number(metric: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.1f}" if metric.endswith("_km") else f"{100 * value:{sign}.1f}%"
+def _number(metric: str, value: float) -> str:
+    return f"{value:.1f}" if metric.endswith("_km") else f"{value:.1%}"
 
 
 def with_block(page: str, block: str) -> str:
