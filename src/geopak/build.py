@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from geopak import __version__
+from geopak import runs as run_folders
 from geopak.checkpoint import (
     BEST_NAME,
     CHECKPOINT_FOLDER,
     FORMAT,
     LAST_NAME,
     WithoutInitialisation,
+    check_continuation,
     find_parent,
     load_state,
     model_description,
@@ -43,6 +46,8 @@ from geopak.models.encoders import (
 from geopak.models.geolocator import Geolocator, HeadSizes
 from geopak.options import options, plain
 from geopak.phases import Phase, learning_rate_scale, with_scaled_rates
+from geopak.provenance import git_diff, hardware, provenance
+from geopak.runs import AUTO, Start
 
 if TYPE_CHECKING:
     import lightning as L
@@ -120,8 +125,6 @@ def load_pretrained(model: Geolocator, config: Mapping[str, Any]) -> None:
 
 def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> Path | None:
     """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none."""
-    if cfg.resume_from:
-        return None
     if cfg.init_from:
         if phase.parent is None:
             raise ConfigError(
@@ -133,6 +136,17 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
     return find_parent(Path(cfg.paths.outputs) / cfg.name, phase.parent, overrides)
 
 
+def choose_start(cfg: DictConfig, phase: Phase, folder: Path, overrides: Sequence[str]) -> Start:
+    """Where the training begins by ``cfg.resume_from``: see :func:`geopak.runs.choose_start`."""
+    runs = Path(cfg.paths.outputs) / cfg.name / f"phase-{phase.index}"
+    parent = None
+    if cfg.resume_from == AUTO:
+        # A run that goes on needs its parent no longer.
+        with contextlib.suppress(CheckpointError):
+            parent = resolve_parent(cfg, phase, overrides)
+    return run_folders.choose_start(cfg.resume_from, folder, runs, overrides, parent)
+
+
 def start_weights(
     model: Geolocator,
     config: Mapping[str, Any],
@@ -140,7 +154,8 @@ def start_weights(
     phase: Phase,
     region: Region,
     cells: CellTable,
-    resume_from: str | None,
+    cfg: DictConfig,
+    resume_from: Path | None,
 ) -> bool:
     """Puts the weights into the model that its phase starts from.
 
@@ -150,6 +165,7 @@ def start_weights(
     if resume_from:
         # The trainer restores all weights once more; a feature cache needs the encoders before.
         checkpoint = read_matching(resume_from, region, cells, config, phase.index)
+        check_continuation(checkpoint, portable_config(cfg), phase.epochs, resume_from)
         load_state(model, checkpoint, resume_from)
         return phase.parent is not None or bool(config["pretrained"])
     if parent is not None:
@@ -195,7 +211,7 @@ def portable_config(cfg: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
-    for key in ("paths", "init_from", "resume_from"):
+    for key in ("paths", "init_from", "resume_from", "rerun"):
         config.pop(key, None)
     for section, keys in (
         ("data", ("root", "prepared", "shards")),
@@ -206,6 +222,36 @@ def portable_config(cfg: DictConfig) -> dict[str, Any]:
     for encoder in ("semantic", "scene"):
         config["model"][encoder].pop("checkpoint", None)
     return config
+
+
+def record_start(
+    cfg: DictConfig, folder: Path, overrides: Sequence[str], parent: str | None
+) -> None:
+    """Writes into a run's folder what it is made with: see docs/resume.md.
+
+    Args:
+        cfg: the configuration, kept as composed and with all values resolved.
+        folder: of the run.
+        overrides: as typed.
+        parent: checkpoint that the run started from.
+    """
+    from omegaconf import OmegaConf
+
+    record = provenance(cfg.data.prepared) | {
+        "hardware": hardware(),
+        "name": cfg.name,
+        "phase": cfg.phase.index,
+        "parent": parent,
+        "overrides": list(overrides),
+    }
+    is_new = not (folder / run_folders.START_RECORD).is_file()
+    run_folders.write_start(folder, record)
+    if not is_new:
+        return
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    (folder / "config-composed.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+    if patch := git_diff():
+        (folder / "git.patch").write_text(patch, encoding="utf-8", errors="surrogateescape")
 
 
 @dataclass
@@ -375,7 +421,9 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
     """Checkpointing by the phase's metric, progress bar, learning-rate log, early stopping."""
     from lightning.pytorch import callbacks
 
-    from geopak.callbacks import MidEpochCheckpoint
+    from geopak.callbacks import LastingEarlyStopping, MidEpochCheckpoint
+    from geopak.interruption import StopAtSignal
+    from geopak.random_states import RandomStates
 
     section = cfg.callbacks
     built: list[L.Callback] = [
@@ -388,8 +436,12 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
         ),
         # save_last of the one above would write only when there is a new best.
         callbacks.ModelCheckpoint(
-            dirpath=folder / CHECKPOINT_FOLDER, filename=LAST_NAME, enable_version_counter=False
+            dirpath=folder / CHECKPOINT_FOLDER,
+            filename=LAST_NAME,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
         ),
+        RandomStates(cfg.seed),
     ]
     if section.checkpoint_every_n_batches is not None:
         built.append(
@@ -399,13 +451,15 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
                 cfg.trainer.accumulate_grad_batches,
             )
         )
+    # Behind those that write the checkpoint it ends with.
+    built.append(StopAtSignal(folder / CHECKPOINT_FOLDER))
     if cfg.logger is not None:
         built.append(callbacks.LearningRateMonitor(logging_interval="step"))
     if section.progress_bar:
         built.append(callbacks.RichProgressBar(leave=False))
     if section.early_stopping_patience:
         built.append(
-            callbacks.EarlyStopping(
+            LastingEarlyStopping(
                 monitor=phase.monitor,
                 mode=phase.monitor_mode,
                 patience=section.early_stopping_patience,
@@ -444,8 +498,16 @@ def close_loggers(trainer: L.Trainer) -> None:
         wandb.finish()
 
 
-def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig, phase: Phase, folder: Path, resumed: Path | None = None
+) -> L.Trainer:
     """The Lightning trainer of ``cfg.trainer``, still without a logger.
+
+    Args:
+        cfg: the configuration.
+        phase: gives the number of epochs and the metric that the best checkpoint is chosen by.
+        folder: of the run.
+        resumed: checkpoint that the run goes on from.
 
     Raises:
         ConfigError: options that do not go together, or processes that nothing started.
@@ -453,6 +515,7 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
     import lightning as L
 
     from geopak import ranks
+    from geopak.checkpoint_io import AtomicCheckpointIO
 
     section = plain(cfg.trainer)
     if section["check_val_every_n_epoch"] > phase.epochs:
@@ -469,7 +532,7 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
     compiles = section.pop("compile")
     strategy, timeout_s = section.pop("strategy"), section.pop("timeout_s")
     callbacks = build_callbacks(cfg, phase, folder)
-    callbacks += [ranks.AgreeOnStatistics(cfg.seed), ranks.RankWatch(section.pop("heartbeat_s"))]
+    callbacks += [ranks.AgreeOnStatistics(), ranks.RankWatch(section.pop("heartbeat_s"))]
     if strategy == "fsdp" and cfg.data.feature_cache is not False:
         raise ConfigError(
             "trainer.strategy=fsdp runs the whole model on every photo: set "
@@ -491,6 +554,7 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
             # Given by whoever fits.
             logger=False,
             callbacks=callbacks,
+            plugins=[AtomicCheckpointIO(resumed)],
             strategy=ranks.build_strategy(strategy, timeout_s),
             enable_progress_bar=bool(cfg.callbacks.progress_bar),
             enable_model_summary=False,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from geopak.checkpoint import LAST_NAME
 from geopak.errors import ConfigError
@@ -56,9 +55,12 @@ class MidEpochCheckpoint(Checkpoint):
         done = batch_idx + 1
         if done % self.every_n_batches or done >= trainer.num_training_batches:
             return
-        # Renamed when it is complete, whatever lies between the folder for temporary files and
-        # this one: a run may be killed while it writes.
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.path)
+        trainer.save_checkpoint(self.path)
+
+
+class LastingEarlyStopping(EarlyStopping):
+    """Early stopping that holds in a run which was killed after it had stopped."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True

@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 from geopak.cli import entry_point
 
 if TYPE_CHECKING:
+    from geopak.phases import Phase
+    from geopak.runs import Start
     from geopak.task import GeolocationTask
 
 log = logging.getLogger(__name__)
@@ -26,14 +28,15 @@ class TrainingResult:
     Attributes:
         checkpoint: best by the phase's metric.
         score: that metric's validation value.
-        task: the trained LightningModule.
         folder: of the run.
+        task: the trained LightningModule; ``None``: the run was finished before, see
+            ``resume_from=auto``.
     """
 
     checkpoint: Path
     score: float
-    task: GeolocationTask
     folder: Path
+    task: GeolocationTask | None
 
 
 def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> TrainingResult:
@@ -49,20 +52,40 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
         GeopakError: anything that the user can mend, before work is lost.
     """
     from geopak import build
+    from geopak.checkpoint import CHECKPOINT_FOLDER
+    from geopak.ranks import watch_parent
+    from geopak.runs import held
+
+    watch_parent()
+    phase = build.build_phase(cfg)
+    start = build.choose_start(cfg, phase, folder, overrides)
+    if start.finished:
+        best = start.folder / CHECKPOINT_FOLDER / start.finished["best"]
+        print(
+            f"phase {phase.index} of {cfg.name} is finished already: {best}. To train it once "
+            "more leave resume_from out."
+        )
+        return TrainingResult(best, float(start.finished["score"]), start.folder, None)
+    with held(start.folder):
+        return _train(cfg, phase, start, overrides)
+
+
+def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]) -> TrainingResult:
+    """Trains from a start that is known."""
+    from geopak import build
     from geopak.geo.boundaries import Outlines
     from geopak.options import plain
     from geopak.phases import parameter_counts
-    from geopak.ranks import RankWatch, watch_parent
+    from geopak.ranks import RankWatch
 
-    watch_parent()
     # Cheap checks first: a missing parent must not cost a model's loading.
-    phase = build.build_phase(cfg)
+    folder, resumed = start.folder, start.checkpoint
     region = build.build_region(cfg)
-    parent = build.resolve_parent(cfg, phase, overrides)
+    parent = None if resumed else build.resolve_parent(cfg, phase, overrides)
     prepared = build.build_prepared(cfg, region)
     model_config = plain(cfg.model)
     quieten_lightning()
-    trainer = build.build_trainer(cfg, phase, folder)
+    trainer = build.build_trainer(cfg, phase, folder, resumed)
     datamodule = build.build_datamodule(
         cfg, prepared, region, model_config["image_size"], trainer.world_size
     )
@@ -76,7 +99,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build.build_model(model_config, region, prepared.cells)
     pretrained = build.start_weights(
-        model, model_config, parent, phase, region, prepared.cells, cfg.resume_from
+        model, model_config, parent, phase, region, prepared.cells, cfg, resumed
     )
     task = build.build_task(
         cfg,
@@ -90,9 +113,10 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     )
     build.connect_features(datamodule, model, phase)
 
+    recorded_parent = str(parent) if parent else start.parent
     source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
-    if cfg.resume_from:
-        source = f"where it was interrupted: {cfg.resume_from}"
+    if resumed:
+        source = f"where it was interrupted: {resumed}"
     elif not pretrained:
         source = "random weights: this phase trains the encoders too"
     if trainer.is_global_zero:
@@ -106,12 +130,13 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
             phase.epochs,
         )
         print(build.step_summary(cfg, trainer.world_size, rate_factor))
+        build.record_start(cfg, folder, overrides, recorded_parent)
     # Last, so that a mistake above leaves no run open.
     trainer.logger = build.build_logger(cfg, folder)
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
     watch.start(trainer)
     try:
-        trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.resume_from, weights_only=True)
+        trainer.fit(task, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
     finally:
         watch.stop()
         build.close_loggers(trainer)
@@ -125,7 +150,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
                 "phase": phase.index,
                 "monitor": phase.monitor,
                 "score": score,
-                "parent": str(parent) if parent else None,
+                "parent": recorded_parent,
                 "best": best.name,
                 "epochs": trainer.current_epoch,
                 "overrides": shared_overrides(overrides),
@@ -135,7 +160,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         log.info("best %s = %.4g: %s", phase.monitor, score, best)
-    return TrainingResult(best, score, task, folder)
+    return TrainingResult(best, score, folder, task)
 
 
 def quieten_lightning() -> None:
@@ -194,13 +219,11 @@ def print_summary(
 def main(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
-    from geopak.checkpoint import run_folder
+    from geopak.runs import removed_if_unused
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.resume_from:
-        # The interrupted run's own folder: its best checkpoint so far is still in the running.
-        folder = run_folder(cfg.resume_from)
-    return train(cfg, folder, list(HydraConfig.get().overrides.task)).score
+    with removed_if_unused(folder):
+        return train(cfg, folder, list(HydraConfig.get().overrides.task)).score
 
 
 if __name__ == "__main__":

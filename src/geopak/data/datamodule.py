@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -175,6 +176,8 @@ class GeopakDataModule(L.LightningDataModule):
         self.encoder: ImageEncoder | None = None
         # Batches of an epoch of the run that this one goes on with.
         self._batches_before: int | None = None
+        # And what decided which photos they hold.
+        self._draws_before: dict[str, Any] = {}
 
     def use_features_of(self, encoder: ImageEncoder) -> None:
         """Serves features instead of photos where the options want it: its weights are frozen."""
@@ -312,13 +315,26 @@ class GeopakDataModule(L.LightningDataModule):
                 f"an epoch has {self.num_batches}: go on with the same data.batch_size, "
                 "data.batches_per_epoch and number of devices."
             )
+        for name, before in self._draws_before.items():
+            if getattr(self.options, name) != before:
+                raise CheckpointError(
+                    f"This run was interrupted within an epoch drawn with data.{name}={before}, "
+                    f"now it is {getattr(self.options, name)}: its other batches would not be "
+                    "those that are left. Go on with the value of before."
+                )
         return done + trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches_per_epoch": self.num_batches}
+        return {
+            "batches_per_epoch": self.num_batches,
+            "draws": {
+                name: getattr(self.options, name) for name in ("batch_size", "sampling", "seed")
+            },
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._batches_before = state_dict["batches_per_epoch"]
+        self._draws_before = state_dict.get("draws", {})
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self._rank()
@@ -350,6 +366,10 @@ class GeopakDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # Whoever begins an epoch draws a number: not from the generator that dropout draws
+            # from, or a resumed run, which begins at another time, would draw another dropout.
+            generator=torch.Generator().manual_seed(self.options.seed),
+            worker_init_fn=heed_no_signal,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -373,6 +393,22 @@ class GeopakDataModule(L.LightningDataModule):
         drawn = zlib.crc32(row.cpu().numpy().tobytes())
         seed = np.random.SeedSequence([self.options.seed, epoch, rank, drawn])
         return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+
+def heed_no_signal(worker: int) -> None:
+    """Lets a loader process outlive signals that are meant for the training.
+
+    Terminals and schedulers send them to every process; the training itself ends its loaders.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+    def end_at_the_next(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Should the training have ended without a word.
+        signal.alarm(300)
+
+    signal.signal(signal.SIGTERM, end_at_the_next)
 
 
 def to_float(image: Tensor) -> Tensor:
