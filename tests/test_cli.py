@@ -149,7 +149,7 @@ def test_a_value_outside_the_grammar_arrives_as_typed(text: str) -> None:
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=12))
 def test_quotes_keep_every_text(text: str) -> None:
-    override = OverridesParser.create().parse_override(f"x={cli._quoted(text)}")
+    override = OverridesParser.create().parse_override(f"x={cli.quoted(text)}")
     assert override.value() == text
 
 

@@ -47,6 +47,7 @@ from geopak.models.geolocator import Geolocator, HeadSizes
 from geopak.options import options, plain
 from geopak.phases import Phase, learning_rate_scale, with_scaled_rates
 from geopak.provenance import git_diff, hardware, provenance
+from geopak.rerun import COMPOSED
 from geopak.runs import AUTO, Start
 
 if TYPE_CHECKING:
@@ -224,34 +225,44 @@ def portable_config(cfg: DictConfig) -> dict[str, Any]:
     return config
 
 
-def record_start(
-    cfg: DictConfig, folder: Path, overrides: Sequence[str], parent: str | None
-) -> None:
-    """Writes into a run's folder what it is made with: see docs/resume.md.
+def start_record(
+    cfg: DictConfig, cells: CellTable, overrides: Sequence[str], parent: str | None
+) -> dict[str, Any]:
+    """What a run records of itself when it starts: see docs/resume.md.
 
     Args:
-        cfg: the configuration, kept as composed and with all values resolved.
-        folder: of the run.
+        cfg: the configuration.
+        cells: of the prepared set.
         overrides: as typed.
         parent: checkpoint that the run started from.
     """
-    from omegaconf import OmegaConf
-
-    record = provenance(cfg.data.prepared) | {
+    return provenance(cfg.data.prepared) | {
+        "cells": cells.fingerprint(),
         "hardware": hardware(),
         "name": cfg.name,
         "phase": cfg.phase.index,
         "parent": parent,
         "overrides": list(overrides),
     }
-    is_new = not (folder / run_folders.START_RECORD).is_file()
+
+
+def write_start(cfg: DictConfig, folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes into a run's folder what it is made with, and of a new one the configuration.
+
+    Args:
+        cfg: kept as composed, for ``--rerun``, and with all values resolved, to read.
+        folder: of the run.
+        record: see :func:`start_record`.
+    """
+    from omegaconf import OmegaConf
+
+    if not (folder / run_folders.START_RECORD).is_file():
+        for name, resolve in (("config.yaml", True), (COMPOSED, False)):
+            (folder / name).write_text(OmegaConf.to_yaml(cfg, resolve=resolve), encoding="utf-8")
+        if patch := git_diff():
+            path = folder / "git.patch"
+            path.write_text(patch, encoding="utf-8", errors="surrogateescape")
     run_folders.write_start(folder, record)
-    if not is_new:
-        return
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-    (folder / "config-composed.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
-    if patch := git_diff():
-        (folder / "git.patch").write_text(patch, encoding="utf-8", errors="surrogateescape")
 
 
 @dataclass
@@ -421,7 +432,7 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
     """Checkpointing by the phase's metric, progress bar, learning-rate log, early stopping."""
     from lightning.pytorch import callbacks
 
-    from geopak.callbacks import LastingEarlyStopping, MidEpochCheckpoint
+    from geopak.callbacks import FeatureRecord, LastingEarlyStopping, MidEpochCheckpoint
     from geopak.interruption import StopAtSignal
     from geopak.random_states import RandomStates
 
@@ -442,6 +453,7 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
             enable_version_counter=False,
         ),
         RandomStates(cfg.seed),
+        FeatureRecord(folder),
     ]
     if section.checkpoint_every_n_batches is not None:
         built.append(

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from geopak.checkpoint import LAST_NAME
 from geopak.errors import ConfigError
+from geopak.runs import add_to_start
 
 
 class MidEpochCheckpoint(Checkpoint):
@@ -64,3 +65,19 @@ class LastingEarlyStopping(EarlyStopping):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+class FeatureRecord(L.Callback):
+    """Adds the keys of the feature caches that a run trains from to what it recorded at its start.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and datamodule.feature_keys:
+            add_to_start(self.folder, {"feature_cache": datamodule.feature_keys})

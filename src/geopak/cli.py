@@ -181,7 +181,7 @@ def _quote_override(argument: str, multirun: bool) -> str:
     is_sweep = override.is_sweep_override() and not multirun
     changed = parsed is not None and str(parsed) != value
     if is_number or (changed and _names_file(value)) or (is_sweep and name in _OUTPUTS):
-        return f"{key}={_quoted(value)}"
+        return f"{key}={quoted(value)}"
     return argument
 
 
@@ -189,13 +189,14 @@ def _quote_value(value: str, multirun: bool) -> str:
     """The value, or the items of a list or sweep in it, in quotes where they need them."""
     is_list = value.startswith("[") and value.endswith("]")
     if _names_file(value) or not (is_list or (multirun and "," in value)):
-        return _quoted(os.path.expanduser(value))
+        return quoted(os.path.expanduser(value))
     items = [item.strip() for item in (value[1:-1] if is_list else value).split(",")]
-    quoted = [i if _parse(f"x={i}") else _quoted(os.path.expanduser(i)) for i in items]
-    return f"[{','.join(quoted)}]" if is_list else ",".join(quoted)
+    safe = [i if _parse(f"x={i}") else quoted(os.path.expanduser(i)) for i in items]
+    return f"[{','.join(safe)}]" if is_list else ",".join(safe)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text in the quotes of Hydra's grammar."""
     # In Hydra's quotes a backslash means something before a quote or at the end only.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
@@ -351,6 +352,19 @@ def _keys(section: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
+def _with_rerun(config_name: str, arguments: list[str]) -> list[str]:
+    """The arguments, with what ``--rerun RUN_FOLDER`` stands for in its place."""
+    if config_name != "train" or not any(a.partition("=")[0] == "--rerun" for a in arguments):
+        return arguments
+    from geopak.rerun import hydra_arguments
+
+    try:
+        return hydra_arguments(arguments)
+    except ConfigError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
     """Makes a ``main()`` out of a function of the composed configuration.
 
@@ -380,8 +394,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def main() -> Any:
             # Hydra and the processes that Lightning starts read the arguments from here.
             typed = sys.argv
-            sys.argv = [*typed[:1], *quote_overrides(typed[1:])]
             try:
+                sys.argv = [*typed[:1], *quote_overrides(_with_rerun(config_name, typed[1:]))]
                 return run()
             except SystemExit as stop:
                 # Hydra ends with 1 when it cannot compose; a key mistyped deserves a hint.

@@ -178,18 +178,6 @@ def _read_start(folder: Path) -> dict[str, Any]:
     return _read(path) if path.is_file() else {}
 
 
-def read_start(folder: str | Path) -> dict[str, Any]:
-    """What a run recorded when it started.
-
-    Raises:
-        CheckpointError: no such record.
-    """
-    path = Path(folder) / START_RECORD
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not the folder of a run: it has no {START_RECORD}.")
-    return _read(path)
-
-
 def write_start(folder: Path, record: Mapping[str, Any]) -> None:
     """Records the start of a run; of one that is continued, adds what it is continued with.
 
@@ -202,6 +190,11 @@ def write_start(folder: Path, record: Mapping[str, Any]) -> None:
     if known:
         now = {**known, "continued": [*known.get("continued", []), now]}
     write_record(folder / START_RECORD, now)
+
+
+def add_to_start(folder: Path, more: Mapping[str, Any]) -> None:
+    """Adds to what a run recorded when it started."""
+    write_record(folder / START_RECORD, {**_read_start(folder), **more})
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

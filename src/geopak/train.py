@@ -54,17 +54,18 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     from geopak import build
     from geopak.checkpoint import CHECKPOINT_FOLDER
     from geopak.ranks import watch_parent
-    from geopak.runs import held
+    from geopak.runs import held, is_first_rank
 
     watch_parent()
     phase = build.build_phase(cfg)
     start = build.choose_start(cfg, phase, folder, overrides)
     if start.finished:
         best = start.folder / CHECKPOINT_FOLDER / start.finished["best"]
-        print(
-            f"phase {phase.index} of {cfg.name} is finished already: {best}. To train it once "
-            "more leave resume_from out."
-        )
+        if is_first_rank():
+            print(
+                f"phase {phase.index} of {cfg.name} is finished already: {best}. To train it once "
+                "more leave resume_from out."
+            )
         return TrainingResult(best, float(start.finished["score"]), start.folder, None)
     with held(start.folder):
         return _train(cfg, phase, start, overrides)
@@ -72,17 +73,22 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
 
 def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]) -> TrainingResult:
     """Trains from a start that is known."""
-    from geopak import build
+    from geopak import build, rerun
     from geopak.geo.boundaries import Outlines
     from geopak.options import plain
     from geopak.phases import parameter_counts
     from geopak.ranks import RankWatch
+    from geopak.runs import is_first_rank
 
     # Cheap checks first: a missing parent must not cost a model's loading.
     folder, resumed = start.folder, start.checkpoint
     region = build.build_region(cfg)
     parent = None if resumed else build.resolve_parent(cfg, phase, overrides)
     prepared = build.build_prepared(cfg, region)
+    recorded_parent = str(parent) if parent else start.parent
+    record = build.start_record(cfg, prepared.cells, overrides, recorded_parent)
+    if cfg.rerun.of and is_first_rank():
+        rerun.check(cfg.rerun.of, record, cfg.rerun.other_data)
     model_config = plain(cfg.model)
     quieten_lightning()
     trainer = build.build_trainer(cfg, phase, folder, resumed)
@@ -113,7 +119,6 @@ def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
     )
     build.connect_features(datamodule, model, phase)
 
-    recorded_parent = str(parent) if parent else start.parent
     source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
     if resumed:
         source = f"where it was interrupted: {resumed}"
@@ -130,7 +135,7 @@ def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
             phase.epochs,
         )
         print(build.step_summary(cfg, trainer.world_size, rate_factor))
-        build.record_start(cfg, folder, overrides, recorded_parent)
+        build.write_start(cfg, folder, record)
     # Last, so that a mistake above leaves no run open.
     trainer.logger = build.build_logger(cfg, folder)
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
@@ -160,6 +165,8 @@ def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         log.info("best %s = %.4g: %s", phase.monitor, score, best)
+        if cfg.rerun.of:
+            print(rerun.compare_scores(cfg.rerun.of, phase.monitor, score))
     return TrainingResult(best, score, folder, task)
 
 
@@ -219,11 +226,15 @@ def print_summary(
 def main(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
+    from geopak import rerun
     from geopak.runs import removed_if_unused
 
     folder = Path(HydraConfig.get().runtime.output_dir)
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.rerun.of:
+        overrides = rerun.all_overrides(cfg.rerun.of, overrides)
     with removed_if_unused(folder):
-        return train(cfg, folder, list(HydraConfig.get().overrides.task)).score
+        return train(cfg, folder, overrides).score
 
 
 if __name__ == "__main__":

@@ -324,6 +324,12 @@ class GeopakDataModule(L.LightningDataModule):
                 )
         return done + trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
+    @property
+    def feature_keys(self) -> dict[str, str]:
+        """The key of each split's feature cache, where there is one."""
+        caches = {n: d for n, d in self.datasets.items() if isinstance(d, FeatureDataset)}
+        return {name: dataset.key for name, dataset in caches.items()}
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "batches_per_epoch": self.num_batches,

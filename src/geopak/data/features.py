@@ -141,10 +141,12 @@ class CachedFeatures:
     Attributes:
         values: (U, V, D) of U distinct photos in V views, mapped from disk.
         position: (N,) for every row of the photo table its place in ``values``, -1 where none.
+        key: of the cache.
     """
 
     values: Tensor
     position: Tensor
+    key: str
 
 
 def check_cache_choice(key: str, choice: str) -> None:
@@ -234,7 +236,7 @@ def cached_features(
     position = torch.full((len(dataset),), -1, dtype=torch.long)
     position[torch.from_numpy(rows)] = torch.from_numpy(place.astype(np.int64))
     values = store.open().view(len(distinct), pictures.views, encoding.encoder.feature_dim)
-    return CachedFeatures(values, position)
+    return CachedFeatures(values, position, store.folder.name)
 
 
 def _encode_missing(
@@ -364,6 +366,7 @@ class FeatureDataset(Dataset[Batch]):
     ) -> None:
         self.truth = truth
         self.position = features.position
+        self.key = features.key
         self.num_views = features.values.shape[1]
         self.values = features.values.flatten(0, 1)
         self.generator = generator
