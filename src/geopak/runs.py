@@ -95,8 +95,8 @@ def choose_start(
         CheckpointError: the checkpoint to go on from is missing or broken.
         ConfigError: another process is training that very run.
     """
-    if "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
-        # Of Lightning's making: the first rank has chosen.
+    if int(os.environ.get("LOCAL_RANK", 0)) and "TORCHELASTIC_RUN_ID" not in os.environ:
+        # Started by the first rank, which has chosen.
         chosen = json.loads(os.environ.get(_CHOICE, "null"))
         if chosen:
             checkpoint = Path(chosen[1]) if chosen[1] else None
@@ -246,5 +246,5 @@ def removed_if_unused(folder: Path) -> Iterator[None]:
 
 def is_first_rank() -> bool:
     """Whether this process is the first of a training, or the only one."""
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-    return int(rank or os.environ.get("LOCAL_RANK") or 0) == 0
+    names = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(int(os.environ.get(name) or 0) == 0 for name in names)

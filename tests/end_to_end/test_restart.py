@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 def command_of(name: str, *more: str, phase: int = 0) -> list[str]:
     """A training under a name of its own, in memory."""
-    return ["train", *TINY, f"data.batches_per_epoch={BATCHES}", f"phase.epochs={EPOCHS}",
-            f"phase={phase}", "data.memory_cache=true", f"name={name}", AUTO, EVERY, *more]  # fmt: skip
+    size = [f"data.batches_per_epoch={BATCHES}", f"phase.epochs={EPOCHS}"]
+    own = [f"phase={phase}", "data.memory_cache=true", f"name={name}"]
+    return ["train", *TINY, *size, *own, AUTO, EVERY, *more]
 
 
 def runs_of(name: str, phase: int = 0) -> list[Path]:
@@ -89,8 +90,8 @@ def test_other_settings_of_a_phase_are_another_run(home: Path) -> None:
         other = run_command(*command_of("settings", "phase.lr.heads=3e-4"))
     assert f"no run of these overrides below {run.parent} (1 of others)" in other.text
     assert "PowerCutError" in other.text
-    first, second = runs_of("settings")
-    assert first == run
+    assert runs_of("settings")[0] == run
+    assert len(runs_of("settings")) == 2
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,57 @@ def test_kill_9_anywhere(phases: dict[int, Path], death: dict[str, str], source:
     same_checkpoints(whole, run)
 
 
+@pytest.mark.slow
+def test_ranks_stop_together_and_go_on(home: Path) -> None:
+    """Two processes of DDP, of which one gets the signal; dropout of both is drawn on."""
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=16"]
+    assert killed(command_of("ranks-whole", *two)).returncode == 0
+    (whole,) = runs_of("ranks-whole")
+    command = command_of("ranks", *two)
+    stopped = killed(command, SIGNAL_AT_BATCH="2", SIGNAL=str(int(signal.SIGTERM)))
+    assert stopped.returncode == 143, stopped.stderr
+    assert "SIGTERM ended the run after step 2" in stopped.stderr
+    assert "rank" not in stopped.stderr.split("SIGTERM ended")[1]
+    (run,) = runs_of("ranks")
+    ended = killed(command)
+    assert ended.returncode == 0, ended.stderr
+    assert runs_of("ranks") == [run]
+    same_checkpoints(whole, run)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_signalled_goes_back_into_the_queue_and_on(home: Path) -> None:
+    """By submitit, as on a cluster: its controller starts the task again."""
+    epochs = ["phase.epochs=12", "callbacks.checkpoint_every_n_batches=null"]
+    assert run_command(*command_of("queue-whole", *epochs)).status == 0
+    (whole,) = runs_of("queue-whole")
+    logs = home / "submitit"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "geopak.train", "-m", *command_of("queue", *epochs)[1:],
+         "hydra/launcher=submitit_local", f"hydra.launcher.submitit_folder={logs}/%j",
+         "hydra.launcher.timeout_min=60"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=REPOSITORY,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not any((run / "checkpoints/last.ckpt").exists() for run in runs_of("queue")):
+        assert time.monotonic() < deadline
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    (controller,) = (path.name for path in logs.iterdir() if path.name.isdigit())
+    children = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGUSR2)
+    text, _ = job.communicate(timeout=200)
+    said = "".join(path.read_text() for path in logs.glob("*/*_log.*"))
+    assert job.returncode == 0, text + said
+    assert "SIGUSR2 ended the run after step" in said
+    assert f"Requeued job {controller}" in said
+    (run,) = (run for run in runs_of("queue") if (run / "run.json").exists())
+    assert f"resume_from=auto: continues {run}" in said
+    assert runs_of("queue") == [run]
+    same_checkpoints(whole, run)
+
+
 def metrics_of(run: Path) -> list[dict[str, str]]:
     with open(run / "csv/metrics.csv", encoding="utf-8", newline="") as file:
         return [{k: v for k, v in row.items() if "time" not in k} for row in csv.DictReader(file)]
@@ -259,9 +311,9 @@ def name_of(name: str, number: int) -> str:
 
 
 @pytest.fixture
-def repeated(phases: dict[int, Path]) -> Iterator[Path]:
+def repeated(phases: dict[int, Path]) -> Path:
     """A run of phase 1 to be repeated."""
-    yield phases[1].parents[1]
+    return phases[1].parents[1]
 
 
 def test_a_rerun_scores_the_same(repeated: Path) -> None:
