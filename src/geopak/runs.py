@@ -193,8 +193,9 @@ def write_start(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def add_to_start(folder: Path, more: Mapping[str, Any]) -> None:
-    """Adds to what a run recorded when it started."""
-    write_record(folder / START_RECORD, {**_read_start(folder), **more})
+    """Adds to what a run recorded when it started, if it did."""
+    if record := _read_start(folder):
+        write_record(folder / START_RECORD, {**record, **more})
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -40,11 +40,11 @@ def on_train_batch_start(self: GeolocationTask, batch: Any, batch_idx: int) -> A
     return before_batch(self, batch, batch_idx)
 
 
-def save_half(checkpoint: Any, file: Any) -> None:
+def save_half(checkpoint: Any, file: Any, **options: Any) -> None:
     global writes
-    writes += 1
+    writes += str(getattr(file, "name", "")).endswith(".partial")
     if str(writes) != os.environ.get("KILL_IN_WRITE"):
-        save(checkpoint, file)
+        save(checkpoint, file, **options)
         return
     whole = io.BytesIO()
     save(checkpoint, whole)
