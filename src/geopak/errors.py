@@ -41,6 +41,10 @@ class CheckpointError(GeopakError):
     """A checkpoint that is missing, unsafe, or of another region, phase or model."""
 
 
+class ComparisonError(GeopakError):
+    """Runs that cannot be compared: unfinished, not evaluated, or of other photos or regions."""
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'Sindh'?"``, or an empty string when nothing is close."""
     matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
