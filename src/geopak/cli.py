@@ -284,7 +284,7 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration that a command would get, for tests and notebooks.
 
     Args:
-        config_name: ``train``, ``prepare``, ``evaluate``, ``compare``, ``predict`` or ``synthetic``.
+        config_name: of a file in ``conf/``: ``train``, ``prepare``, ``evaluate``, ``compare``, ….
         overrides: as typed on the command line.
 
     Raises:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Columns of text that goes to a file or a pipe.
+_WIDTH = 160
+
 
 def compare(cfg: DictConfig) -> dict[str, Any]:
     """Compares, prints, writes the folder, and returns the content of ``comparison.json``.
@@ -93,7 +96,7 @@ def evaluation_overrides(run: FoundRun, split: str) -> list[str]:
         usual = compose("evaluate")
         for key in ("root", "prepared"):
             try:
-                value = OmegaConf.select(trained, f"data.{key}")  # type: ignore[arg-type]
+                value = OmegaConf.select(trained, f"data.{key}")
             except OmegaConfBaseException:
                 continue
             if value is not None and value != usual[key]:
@@ -139,6 +142,8 @@ def print_comparison(comparison: Comparison) -> None:
     from geopak.report import comparison_page as page
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
     tables = [
         ("", page.runs_table(comparison)),
         (page.headline(comparison), page.metrics_table(comparison, page.MAIN_METRICS)),
@@ -166,7 +171,9 @@ def _print_table(console: Any, title: str, content: Table) -> None:
     )
     for number, column in enumerate(content.columns):
         words = number == 0 or number in content.words
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
+        table.add_column(
+            column, justify="left" if words else "right", overflow="fold", no_wrap=number == 0
+        )
     for row in content.rows:
         # Square brackets of values are no markup.
         table.add_row(*(cell.replace("[", r"\[") for cell in row))

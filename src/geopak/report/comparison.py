@@ -372,7 +372,7 @@ class _Statistics:
     ) -> None:
         index = {name: k for k, name in enumerate(provinces)}
         first = frames[0]
-        self.province_id: NDArray[np.int64] = first["province"].map(index).to_numpy(np.int64)
+        self.province_id = np.asarray(first["province"].map(index), np.int64)
         self.error_km = [frame["error_km"].to_numpy(float) for frame in frames]
         self.correct = [
             (frame["predicted_province"] == frame["province"]).to_numpy(float) for frame in frames

@@ -35,12 +35,16 @@ def show(name: str, estimate: Estimate | None, interval: bool = True) -> str:
 
 
 def show_difference(name: str, estimate: Estimate | None, interval: bool = True) -> str:
-    """A difference with its sign and interval; shares in percentage points."""
+    """A difference with its sign and interval, in the unit of :func:`difference_title`."""
     if estimate is None:
         return ""
-    unit = "km" if _is_km(name) else "points"
     ends = f" ({_range(name, estimate.low, estimate.high, '+')})" if interval else ""
-    return f"{_number(name, estimate.value, '+')} {unit}{ends}"
+    return f"{_number(name, estimate.value, '+')}{ends}"
+
+
+def difference_title(name: str) -> str:
+    """Name of a metric with the unit of its differences: km, or percentage points of a share."""
+    return f"{TITLES[name]}, {'km' if _is_km(name) else 'points'}"
 
 
 def _is_km(name: str) -> bool:
@@ -93,6 +97,8 @@ def metrics_table(comparison: Comparison, names: Sequence[str] = METRICS) -> Tab
     """Every run's metrics with intervals, and the baselines below."""
     rows = [[run.label, *(show(n, run.metrics[n]) for n in names)] for run in comparison.runs]
     for title, values in comparison.baselines.items():
+        if not set(names) & set(values):
+            continue
         rows.append([f"baseline: {rule_title(title)}", *(show(n, values.get(n)) for n in names)])
     faint = range(len(comparison.runs), len(rows))
     return Table(("", *(TITLES[n] for n in names)), rows, faint=tuple(faint))
@@ -110,7 +116,11 @@ def differences_table(comparison: Comparison) -> Table:
                 *(_p(run.tests[t].adjusted) for t in TESTS),
             ]
         )
-    columns = ("", *(TITLES[n] for n in MAIN_METRICS), *(f"p: {title}" for title in TESTS.values()))
+    columns = (
+        "",
+        *(difference_title(n) for n in MAIN_METRICS),
+        *(f"p: {title}" for title in TESTS.values()),
+    )
     return Table(columns, rows)
 
 
@@ -154,7 +164,7 @@ def variants_table(comparison: Comparison, brief: bool = False) -> Table:
                 "runs": " ".join(variant.labels),
                 "seeds": ", ".join(map(str, variant.seeds)),
                 "mean": _value(name, seeds.mean),
-                "standard deviation": _number(name, seeds.std, ""),
+                "std": _number(name, seeds.std, ""),
                 "95% over seeds": _range(name, seeds.low, seeds.high, ""),
                 "95% over photos": _range(name, *_ends(found.over_photos), ""),
                 "difference": show_difference(name, difference, interval=False),
@@ -167,8 +177,7 @@ def variants_table(comparison: Comparison, brief: bool = False) -> Table:
                 del cells["seeds"], cells["95% over seeds"], cells["95% over photos"]
             rows.append(cells)
     columns = list(rows[0])
-    words = [number for number, column in enumerate(columns) if column in ("runs", "seeds")]
-    return Table(columns, [list(row.values()) for row in rows], words=words)
+    return Table(columns, [list(row.values()) for row in rows])
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
@@ -176,7 +185,10 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def parts_table(comparison: Comparison, name: str) -> Table:
-    """A metric per province: each run's, and its difference to the baseline run."""
+    """A metric per province: each run's, and its difference to the baseline run.
+
+    Differences are in kilometres, or percentage points of a share.
+    """
     base, *others = comparison.runs
     rows = []
     for part in comparison.parts:
@@ -233,9 +245,14 @@ def comparison_page(
     sections = [
         Section("Which runs?", table=runs_table(comparison)),
         Section(
-            "Side by side",
+            "How far off?",
             ["End-to-end figures on the same photos, with 95% intervals in brackets."],
-            table=metrics_table(comparison),
+            table=metrics_table(comparison, METRICS[:4]),
+        ),
+        Section(
+            "How often right?",
+            ["Shares of the same photos, with 95% intervals in brackets."],
+            table=metrics_table(comparison, METRICS[4:]),
         ),
     ]
     if several:
@@ -262,15 +279,22 @@ def comparison_page(
                     "Runs whose configuration differs in the seed alone, taken together. The "
                     "interval over seeds covers another training on these photos, the one over "
                     "photos covers other photos for these trainings. A difference to rely on has "
-                    "no 0 in either. The differences are to the first variant."
+                    "no 0 in either. Differences are to the first variant, in kilometres or "
+                    "percentage points."
                 ],
                 table=variants_table(comparison),
             )
         )
     sections += [
-        Section("Median error, province by province", table=parts_table(comparison, "median_km")),
         Section(
-            "Right province, province by province", table=parts_table(comparison, "province_acc")
+            "Median error, province by province",
+            [f"Differences to {base} are in km, with 95% intervals."] if several else [],
+            table=parts_table(comparison, "median_km"),
+        ),
+        Section(
+            "Right province, province by province",
+            [f"Differences to {base} are in percentage points."] if several else [],
+            table=parts_table(comparison, "province_acc"),
         ),
     ]
     if several:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from geopak.checkpoint import BEST_NAME, CHECKPOINT_FOLDER, read_checkpoint
 from geopak.errors import CheckpointError, ComparisonError
@@ -19,6 +20,8 @@ from geopak.errors import CheckpointError, ComparisonError
 _NEEDED = ("group", "error_km", "predicted_province", "province", "latitude", "longitude", "id")
 # What runs of one variant may differ in.
 SEED_KEYS = ("seed", "name", "logger")
+# What a phase before may differ in without its weights being others.
+_HARMLESS = ("phase", "init_from", "resume_from", "hydra", "trainer", "logger", "callbacks")
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,18 @@ def _ancestors(folder: Path | None) -> tuple[tuple[str, ...], ...]:
         seen.add(folder)
         record = read_json(folder / "run.json")
         if len(seen) > 1:
-            found.append(tuple(record.get("overrides", ())))
+            typed = folder / ".hydra" / "overrides.yaml"
+            overrides = OmegaConf.load(typed) if typed.is_file() else record.get("overrides", ())
+            keys = {str(o): str(o).lstrip("+~").partition("=")[0] for o in overrides}
+            found.append(
+                tuple(
+                    sorted(
+                        override
+                        for override, key in keys.items()
+                        if key not in _HARMLESS and key.partition(".")[0] not in _HARMLESS[1:]
+                    )
+                )
+            )
         parent = record.get("parent")
         folder = Path(parent).parent.parent if parent else None
     return tuple(found)
