@@ -183,7 +183,7 @@ def test_small_provinces_are_told_and_have_no_interval(compared: Comparison) -> 
     small = {part.key: part.is_small for part in compared.parts}
     assert small == {"west": False, "middle": False, "east": True}
     table = parts_table(compared, "median_km")
-    assert "too few photos" in table.rows[2][-1]
+    assert "(too few)" in table.rows[2][-1]
     assert " to " in table.rows[0][-1]
     assert table.faint == [2]
     west = compared.runs[0].run.predictions.query("province == 'West | Coast'")

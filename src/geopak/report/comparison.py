@@ -109,8 +109,8 @@ class Part:
 
     @property
     def is_small(self) -> bool:
-        """So few photos that intervals say nothing."""
-        return self.num_photos < FEW_PHOTOS
+        """So few independent photos that intervals say nothing."""
+        return self.num_groups < FEW_PHOTOS
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ def draw_curves(path: str | Path, labels: Sequence[str], curves: Sequence[pd.Dat
     if not handles:
         handles, names = axes[-1].get_legend_handles_labels()
     figure.legend(
-        handles, names, loc="outside lower center", ncols=12, frameon=False, fontsize=8,
-        labelcolor=INK,
+        handles, names, loc="outside lower center", ncols=9, frameon=False, fontsize=8,
+        labelcolor=INK, handlelength=3.5,
     )  # fmt: skip
     save_figure(figure, path)
 

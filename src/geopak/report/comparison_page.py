@@ -199,7 +199,7 @@ def parts_table(comparison: Comparison, name: str) -> Table:
             cells.append(show(name, value, interval=False) if value else "n/a")
             if k:
                 text = show_difference(name, part.differences[k].get(name), interval=not few)
-                cells.append(f"{text} (too few photos)" if few and text else text or "n/a")
+                cells.append(f"{text} (too few)" if few and text else text or "n/a")
         rows.append([part.name, f"{part.num_photos:,}", f"{part.num_groups:,}", *cells])
     columns = ["", "photos", "groups", base.label]
     for run in others:
@@ -243,7 +243,7 @@ def comparison_page(
     several = len(runs) > 1
     base = runs[0].label
     sections = [
-        Section("Which runs?", table=runs_table(comparison)),
+        Section("Which runs?", points=comparison.warnings, table=runs_table(comparison)),
         Section(
             "How far off?",
             ["End-to-end figures on the same photos, with 95% intervals in brackets."],
@@ -358,7 +358,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 def notes(comparison: Comparison) -> list[str]:
     """What every figure is, and what it is not."""
-    out = [*comparison.warnings]
+    out = []
     if comparison.split != "test":
         out.append(
             f"These are {comparison.split} photos: training or the choice of the checkpoint has "
@@ -379,10 +379,11 @@ def notes(comparison: Comparison) -> list[str]:
         "of photos. 'Holm' is adjusted for the number of runs compared with the first, each test "
         "by itself.",
         "McNemar's exact test asks the same of single photos as if they were independent. They are "
-        "not, so its p is too small; it stands here because it is commonly reported.",
+        "not, so its p tends to be too small; it stands here because it is commonly reported.",
         "The baselines look at no photo and know only the train split's cells, those of the first "
         "run.",
-        f"Provinces with fewer than {FEW_PHOTOS} photos are set apart, without intervals.",
+        f"Provinces with fewer than {FEW_PHOTOS} groups of photos are set apart, without "
+        "intervals: resampling so few says nothing about others.",
     ]
     if comparison.num_groups < FEW_GROUPS:
         out.append(
