@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from geopak.compare import evaluation_overrides
 from geopak.errors import ComparisonError
 from geopak.report.comparison import METRICS, Comparison, compare_runs, run_labels
 from geopak.report.comparison_page import comparison_page, parts_table
@@ -319,6 +321,7 @@ def test_runs_are_found_by_folder_checkpoint_report_and_glob_once_each(
     assert read[0].seed == 1
     (doubled,) = read_runs(runs[:1], "argmax")
     assert (doubled.predictions["error_km"] / read[0].predictions["error_km"]).eq(2).all()
+    assert doubled.report["rule"] == "argmax"
     with pytest.raises(ComparisonError, match=r"no rule=best\. Known: argmax"):
         read_runs(runs, "best")
 
@@ -353,6 +356,49 @@ def test_a_report_of_an_earlier_version_is_to_be_made_again(lay: Callable[..., P
     pd.read_parquet(table).drop(columns="group").to_parquet(table)
     with pytest.raises(ComparisonError, match=r"lacks group.*Evaluate the run again"):
         read_runs(find_runs([str(folder)], "test", False))
+
+
+def test_phases_before_are_known_by_the_overrides_that_could_change_them(
+    lay: Callable[..., Path],
+) -> None:
+    zero, one, two = lay("zero"), lay("one"), lay("two")
+    for child, parent in ((one, zero), (two, one)):
+        record = {"parent": str(parent / "checkpoints/best.ckpt"), "overrides": ["seed=1", "y=2"]}
+        (child / "run.json").write_text(json.dumps(record))
+    (zero / ".hydra").mkdir()
+    typed = "- phase=0\n- phase.epochs=3\n- seed=1\n- trainer=cpu\n- logger.kind=csv\n- +x=1\n"
+    (zero / ".hydra/overrides.yaml").write_text(typed)
+    (run,) = read_runs(find_runs([str(two)], "test", False))
+    assert run.ancestors == (("seed=1", "y=2"), ("+x=1", "phase.epochs=3", "seed=1"))
+    assert run.variant_key() is not None
+    assert "seed" not in str(run.variant_key())
+
+
+def test_a_report_older_than_its_checkpoint_is_told(lay: Callable[..., Path]) -> None:
+    folder = lay("run")
+    (run,) = read_runs(find_runs([str(folder)], "test", False))
+    assert run.warnings == ()
+    os.utime(folder / "checkpoints/best.ckpt", (2e9, 2e9))
+    (run,) = read_runs(find_runs([str(folder)], "test", False))
+    assert "was written after its report" in run.warnings[0]
+
+
+def test_the_command_that_evaluates_knows_the_runs_photos_and_spares_the_best_ones_report(
+    lay: Callable[..., Path],
+) -> None:
+    folder = lay("run", split=None)
+    (run,) = find_runs([str(folder)], "val", False)
+    assert evaluation_overrides(run, "val") == [f"ckpt={folder}/checkpoints/best.ckpt", "split=val"]
+    (folder / ".hydra").mkdir()
+    record = "data:\n  root: /photos\n  prepared: ${data.root}/prepared\n"
+    (folder / ".hydra/config.yaml").write_text(record)
+    assert evaluation_overrides(run, "val")[2:] == ["root=/photos"]
+    (folder / ".hydra/config.yaml").write_text(record.replace("/prepared", "/other"))
+    (folder / "checkpoints/last.ckpt").write_bytes(b"")
+    (last,) = find_runs([str(folder / "checkpoints/last.ckpt")], "val", False)
+    assert evaluation_overrides(last, "val")[2:] == [
+        f"out={folder}/report-val-last", "root=/photos", "prepared=/photos/other",
+    ]  # fmt: skip
 
 
 def test_a_resumed_run_has_one_curve(tmp_path: Path) -> None:

@@ -432,7 +432,7 @@ def _twins(frames: Sequence[pd.DataFrame], labels: Sequence[str]) -> list[str]:
             if set(columns) <= set(frame) and frame[columns].equals(frames[before][columns]):
                 found.append(
                     f"{labels[k]} predicts exactly what {labels[before]} does, photo by photo: "
-                    "what was configured differently had no effect."
+                    "whatever was configured differently had no effect."
                 )
                 break
     return found

@@ -46,7 +46,7 @@ class EvaluatedRun:
     Attributes:
         title: tells it from the others.
         folder: of the run; ``None`` for a report that lies by itself.
-        report: content of ``report.json``.
+        report: content of ``report.json``; ``rule`` is the one that ``error_km`` is of.
         predictions: a row per photo, see :func:`geopak.report.evaluation.predictions_frame`.
         config: of the training, as composed; empty where it is not known.
         ancestors: overrides of the phases before, as far as their run folders are there.
@@ -233,6 +233,7 @@ def _read_run(run: FoundRun, title: str, rule: str | None) -> EvaluatedRun:
             known = [c.removeprefix("error_km_") for c in columns if c.startswith("error_km_")]
             raise ComparisonError(f"{run.report} has no rule={rule}. Known: {', '.join(known)}.")
         predictions["error_km"] = predictions[f"error_km_{rule}"]
+        report["rule"] = rule
     if not report["context"].get("same set as training", True):
         warnings.append(
             "was evaluated on another prepared set than it was trained on: nothing rules out that "
