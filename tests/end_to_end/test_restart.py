@@ -239,20 +239,21 @@ def test_kill_9_anywhere(phases: dict[int, Path], death: dict[str, str], source:
 
 
 @pytest.mark.slow
-def test_ranks_stop_together_and_go_on(home: Path) -> None:
+def test_ranks_stop_together_and_go_on(phases: dict[int, Path]) -> None:
     """Two processes of DDP, of which one gets the signal; dropout of both is drawn on."""
     two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=16"]
-    assert killed(command_of("ranks-whole", *two)).returncode == 0
-    (whole,) = runs_of("ranks-whole")
-    command = command_of("ranks", *two)
+    two += [f"init_from={phases[0]}", "data.feature_cache=true"]
+    assert killed(command_of("ranks-whole", *two, phase=1)).returncode == 0
+    (whole,) = runs_of("ranks-whole", 1)
+    command = command_of("ranks", *two, phase=1)
     stopped = killed(command, SIGNAL_AT_BATCH="2", SIGNAL=str(int(signal.SIGTERM)))
     assert stopped.returncode == 143, stopped.stderr
     assert "SIGTERM ended the run after step 2" in stopped.stderr
     assert "ends the run" not in stopped.stderr
-    (run,) = runs_of("ranks")
+    (run,) = runs_of("ranks", 1)
     ended = killed(command)
     assert ended.returncode == 0, ended.stderr
-    assert runs_of("ranks") == [run]
+    assert runs_of("ranks", 1) == [run]
     same_checkpoints(whole, run)
 
 
