@@ -372,13 +372,17 @@ def build_task(
 
 
 def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callback]:
-    """Checkpointing by the phase's metric, progress bar, learning-rate log, early stopping."""
+    """Checkpointing by the phase's metric, health, progress bar, learning rates, early stopping."""
     from lightning.pytorch import callbacks
 
     from geopak.callbacks import MidEpochCheckpoint
+    from geopak.finite import FiniteWatch
+    from geopak.health import HealthOptions, HealthWarnings
 
     section = cfg.callbacks
+    health = options(HealthOptions, plain(section.health), "callbacks.health")
     built: list[L.Callback] = [
+        HealthWarnings(health, build_region(cfg).names),
         callbacks.ModelCheckpoint(
             dirpath=folder / CHECKPOINT_FOLDER,
             filename=BEST_NAME,
@@ -391,6 +395,8 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
             dirpath=folder / CHECKPOINT_FOLDER, filename=LAST_NAME, enable_version_counter=False
         ),
     ]
+    if health.check_every_n_steps is not None:
+        built.append(FiniteWatch(health.check_every_n_steps))
     if section.checkpoint_every_n_batches is not None:
         built.append(
             MidEpochCheckpoint(

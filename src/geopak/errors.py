@@ -41,6 +41,10 @@ class CheckpointError(GeopakError):
     """A checkpoint that is missing, unsafe, or of another region, phase or model."""
 
 
+class TrainingError(GeopakError):
+    """A training that cannot go on: its loss or gradient is no longer a finite number."""
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'Sindh'?"``, or an empty string when nothing is close."""
     matches = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
