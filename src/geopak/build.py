@@ -22,6 +22,7 @@ from geopak.checkpoint import (
     find_parent,
     load_state,
     model_description,
+    newest_finished,
     read_checkpoint,
     read_matching,
 )
@@ -59,12 +60,18 @@ def build_region(cfg: DictConfig) -> Region:
 
 
 def build_phase(cfg: DictConfig) -> Phase:
-    """The phase of ``cfg.phase``."""
+    """The phase of ``cfg.phase``, of ``trainer.max_epochs`` at the most."""
     section = plain(cfg.phase)
     for key in ("train", "losses"):
         if isinstance(section[key], list):
             section[key] = tuple(section[key])
-    return options(Phase, section, "phase")
+    phase = options(Phase, section, "phase")
+    most = cfg.trainer.max_epochs
+    if most is None:
+        return phase
+    if most < 1:
+        raise ConfigError(f"trainer.max_epochs={most} must be at least 1, or null: phase.epochs.")
+    return dataclasses.replace(phase, epochs=min(most, phase.epochs))
 
 
 def build_prepared(cfg: DictConfig, region: Region) -> PreparedSet:
@@ -119,7 +126,10 @@ def load_pretrained(model: Geolocator, config: Mapping[str, Any]) -> None:
 
 
 def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> Path | None:
-    """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none."""
+    """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none.
+
+    Without ``require_parent`` a parent is one that shares all overrides, and may be missing.
+    """
     if cfg.resume_from:
         return None
     if cfg.init_from:
@@ -130,7 +140,9 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
         return Path(cfg.init_from).expanduser()
     if phase.parent is None:
         return None
-    return find_parent(Path(cfg.paths.outputs) / cfg.name, phase.parent, overrides)
+    if not cfg.require_parent:
+        return newest_finished(Path(cfg.run_root), phase.parent, overrides, same_only=True)
+    return find_parent(Path(cfg.run_root), phase.parent, overrides)
 
 
 def start_weights(
@@ -272,7 +284,9 @@ def build_datamodule(
     for key in ("memory_cache", "feature_cache"):
         section[key] = str(section[key]).lower()
     loading = options(LoadingOptions, section, "data")
-    return GeopakDataModule(prepared, region, loading, image_size, world_size)
+    return GeopakDataModule(
+        prepared, region, loading, image_size, world_size, cfg.trainer.limit_train_batches
+    )
 
 
 def scale_learning_rates(cfg: DictConfig, phase: Phase, world_size: int) -> tuple[Phase, float]:
@@ -472,6 +486,11 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
     if section.pop("tf32"):
         torch.set_float32_matmul_precision("high")
     section.pop("activation_checkpointing")
+    section.pop("max_epochs")
+    # The data module's: Lightning would cut a share of what is cut already.
+    section.pop("limit_train_batches")
+    if not section["limit_val_batches"]:
+        raise ConfigError("trainer.limit_val_batches=0: without validation no epoch is the best.")
     compiles = section.pop("compile")
     strategy, timeout_s = section.pop("strategy"), section.pop("timeout_s")
     callbacks = build_callbacks(cfg, phase, folder)

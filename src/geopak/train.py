@@ -14,6 +14,11 @@ from omegaconf import DictConfig
 from geopak.cli import entry_point
 
 if TYPE_CHECKING:
+    import lightning as L
+
+    from geopak.data.datamodule import GeopakDataModule
+    from geopak.finders import Suggestion
+    from geopak.phases import Phase
     from geopak.task import GeolocationTask
 
 log = logging.getLogger(__name__)
@@ -36,8 +41,28 @@ class TrainingResult:
     folder: Path
 
 
-def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> TrainingResult:
-    """Builds everything from the configuration, fits, and keeps the best checkpoint.
+@dataclass
+class Training:
+    """A training that is ready to begin.
+
+    Attributes:
+        phase: at the rates that suit the photos of a step.
+        parent: the checkpoint that it starts from.
+        trainer: still without a logger.
+        task, datamodule: what it fits.
+        rate_factor: by which ``optimizer.lr_scaling`` has multiplied the rates.
+    """
+
+    phase: Phase
+    parent: Path | None
+    trainer: L.Trainer
+    task: GeolocationTask
+    datamodule: GeopakDataModule
+    rate_factor: float
+
+
+def set_up(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Training:
+    """Builds everything from the configuration and says what will train.
 
     Args:
         cfg: composed from ``conf/train.yaml``.
@@ -52,7 +77,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     from geopak.geo.boundaries import Outlines
     from geopak.options import plain
     from geopak.phases import parameter_counts
-    from geopak.ranks import RankWatch, watch_parent
+    from geopak.ranks import watch_parent
 
     watch_parent()
     # Cheap checks first: a missing parent must not cost a model's loading.
@@ -70,8 +95,6 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     outlines = Outlines.of_region(region)
 
     import lightning as L
-
-    from geopak.checkpoint import shared_overrides, write_run_record
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build.build_model(model_config, region, prepared.cells)
@@ -93,6 +116,9 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
     if cfg.resume_from:
         source = f"where it was interrupted: {cfg.resume_from}"
+    elif phase.parent is not None and parent is None:
+        encoders = "pretrained encoders" if pretrained else "random encoders"
+        source = f"{encoders} and random heads: there is no finished phase {phase.parent}"
     elif not pretrained:
         source = "random weights: this phase trains the encoders too"
     if trainer.is_global_zero:
@@ -106,6 +132,57 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
             phase.epochs,
         )
         print(build.step_summary(cfg, trainer.world_size, rate_factor))
+    return Training(phase, parent, trainer, task, datamodule, rate_factor)
+
+
+def find(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Suggestion:
+    """Searches for what ``cfg.finder`` says instead of training, and prints what it found.
+
+    Leaves no run record: nothing takes the folder for a finished run.
+
+    Args:
+        cfg, folder, overrides: as of :func:`train`.
+
+    Raises:
+        GeopakError: anything that the user can mend.
+    """
+    from geopak import finders
+    from geopak.options import plain
+
+    training = set_up(cfg, folder, overrides)
+    suggestion = finders.search(
+        plain(cfg.finder),
+        training.trainer,
+        training.task,
+        training.datamodule,
+        training.rate_factor,
+        folder,
+    )
+    typed = [o for o in overrides if not o.startswith("finder")]
+    command = " ".join(["python -m geopak.train", *typed, *suggestion.overrides])
+    print(f"\n{command}\n\n{suggestion.note}; {folder}")
+    return suggestion
+
+
+def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> TrainingResult:
+    """Builds everything from the configuration, fits, and keeps the best checkpoint.
+
+    Args:
+        cfg: composed from ``conf/train.yaml``.
+        folder: where checkpoints and logs go.
+        overrides: those that ``cfg`` was composed with; a phase looks for a parent run that shares
+            them.
+
+    Raises:
+        GeopakError: anything that the user can mend, before work is lost.
+    """
+    from geopak import build
+    from geopak.checkpoint import shared_overrides, write_run_record
+    from geopak.ranks import RankWatch
+
+    training = set_up(cfg, folder, overrides)
+    phase, parent, trainer = training.phase, training.parent, training.trainer
+    task, datamodule = training.task, training.datamodule
     # Last, so that a mistake above leaves no run open.
     trainer.logger = build.build_logger(cfg, folder)
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
@@ -200,7 +277,10 @@ def main(cfg: DictConfig) -> float:
     if cfg.resume_from:
         # The interrupted run's own folder: its best checkpoint so far is still in the running.
         folder = run_folder(cfg.resume_from)
-    return train(cfg, folder, list(HydraConfig.get().overrides.task)).score
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.finder is not None:
+        return find(cfg, folder, overrides).value
+    return train(cfg, folder, overrides).score
 
 
 if __name__ == "__main__":
