@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECORD_NAME = "health.json"
+# A cell of one place has no room for an offset; float32 degrees tell metres apart.
+_SMALLEST_BOUND_KM = 0.05
 
 
 @dataclass(frozen=True)
@@ -370,8 +372,7 @@ class HealthWarnings(L.Callback):
             length_km = haversine_km(
                 outputs["teacher_forced_latlon_deg"].float(), task.model.cell_center_deg[cell_id]
             )
-            # A cell of one place has no room for an offset.
-            ratio = (length_km / bound_km)[bound_km > 0]
+            ratio = (length_km / bound_km)[bound_km > _SMALLEST_BOUND_KM]
         output = outputs["output"]
         self.vitals.update(output.province_logits, batch["province_id"], ratio, output.gate)
 

@@ -90,7 +90,8 @@ class GeolocationTask(L.LightningModule):
         self.loss = GeolocationLoss(region, cells, loss_options, tuple(phase.losses))
         self.ramp_epochs = loss_options.offset_ramp_epochs
         self.val_metrics = GeolocationMetrics([p.key for p in region.provinces])
-        self.val_gate = MeanMetric()
+        # Of a model that has broken the mean is broken too, and says so.
+        self.val_gate = MeanMetric(nan_strategy="disable")
         # Of the latest training batch, for whoever watches over the training.
         self.loss_terms: dict[str, Tensor] = {}
         self.loss_shares: dict[str, Tensor] = {}
