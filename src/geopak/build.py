@@ -25,6 +25,7 @@ from geopak.checkpoint import (
     find_parent,
     load_state,
     model_description,
+    newest_finished,
     read_checkpoint,
     read_matching,
 )
@@ -65,12 +66,18 @@ def build_region(cfg: DictConfig) -> Region:
 
 
 def build_phase(cfg: DictConfig) -> Phase:
-    """The phase of ``cfg.phase``."""
+    """The phase of ``cfg.phase``, of ``trainer.max_epochs`` at the most."""
     section = plain(cfg.phase)
     for key in ("train", "losses"):
         if isinstance(section[key], list):
             section[key] = tuple(section[key])
-    return options(Phase, section, "phase")
+    phase = options(Phase, section, "phase")
+    most = cfg.trainer.max_epochs
+    if most is None:
+        return phase
+    if most < 1:
+        raise ConfigError(f"trainer.max_epochs={most} must be at least 1, or null: phase.epochs.")
+    return dataclasses.replace(phase, epochs=min(most, phase.epochs))
 
 
 def build_prepared(cfg: DictConfig, region: Region) -> PreparedSet:
@@ -125,7 +132,10 @@ def load_pretrained(model: Geolocator, config: Mapping[str, Any]) -> None:
 
 
 def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> Path | None:
-    """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none."""
+    """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none.
+
+    Without ``require_parent`` a parent is one that shares all overrides, and may be missing.
+    """
     if cfg.init_from:
         if phase.parent is None:
             raise ConfigError(
@@ -134,12 +144,14 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
         return Path(cfg.init_from).expanduser()
     if phase.parent is None:
         return None
-    return find_parent(Path(cfg.paths.outputs) / cfg.name, phase.parent, overrides)
+    if not cfg.require_parent:
+        return newest_finished(Path(cfg.run_root), phase.parent, overrides, same_only=True)
+    return find_parent(Path(cfg.run_root), phase.parent, overrides)
 
 
 def choose_start(cfg: DictConfig, phase: Phase, folder: Path, overrides: Sequence[str]) -> Start:
     """Where the training begins by ``cfg.resume_from``: see :func:`geopak.runs.choose_start`."""
-    runs = Path(cfg.paths.outputs) / cfg.name / f"phase-{phase.index}"
+    runs = Path(cfg.run_root) / f"phase-{phase.index}"
     parent = None
     if cfg.resume_from == AUTO:
         # A run that goes on needs its parent no longer.
@@ -329,7 +341,9 @@ def build_datamodule(
     for key in ("memory_cache", "feature_cache"):
         section[key] = str(section[key]).lower()
     loading = options(LoadingOptions, section, "data")
-    return GeopakDataModule(prepared, region, loading, image_size, world_size)
+    return GeopakDataModule(
+        prepared, region, loading, image_size, world_size, cfg.trainer.limit_train_batches
+    )
 
 
 def scale_learning_rates(cfg: DictConfig, phase: Phase, world_size: int) -> tuple[Phase, float]:
@@ -429,15 +443,19 @@ def build_task(
 
 
 def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callback]:
-    """Checkpointing by the phase's metric, progress bar, learning-rate log, early stopping."""
+    """Checkpointing by the phase's metric, health, progress bar, learning rates, early stopping."""
     from lightning.pytorch import callbacks
 
     from geopak.callbacks import FeatureRecord, LastingEarlyStopping, MidEpochCheckpoint
+    from geopak.finite import FiniteWatch
+    from geopak.health import HealthOptions, HealthWarnings
     from geopak.interruption import StopAtSignal
     from geopak.random_states import RandomStates
 
     section = cfg.callbacks
+    health = options(HealthOptions, plain(section.health), "callbacks.health")
     built: list[L.Callback] = [
+        HealthWarnings(health, build_region(cfg).names),
         callbacks.ModelCheckpoint(
             dirpath=folder / CHECKPOINT_FOLDER,
             filename=BEST_NAME,
@@ -455,6 +473,8 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
         RandomStates(cfg.seed),
         FeatureRecord(folder),
     ]
+    if health.check_every_n_steps is not None:
+        built.append(FiniteWatch(health.check_every_n_steps))
     if section.checkpoint_every_n_batches is not None:
         built.append(
             MidEpochCheckpoint(
@@ -541,6 +561,11 @@ def build_trainer(
     if section.pop("tf32"):
         torch.set_float32_matmul_precision("high")
     section.pop("activation_checkpointing")
+    section.pop("max_epochs")
+    # The data module's: Lightning would cut a share of what is cut already.
+    section.pop("limit_train_batches")
+    if not section["limit_val_batches"]:
+        raise ConfigError("trainer.limit_val_batches=0: without validation no epoch is the best.")
     compiles = section.pop("compile")
     strategy, timeout_s = section.pop("strategy"), section.pop("timeout_s")
     callbacks = build_callbacks(cfg, phase, folder)

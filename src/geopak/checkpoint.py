@@ -337,12 +337,18 @@ def shared_overrides(overrides: Sequence[str]) -> list[str]:
 
     What belongs to one phase, one machine or one log is left out.
     """
-    own = ("phase", "init_from", "resume_from", "rerun", "hydra", "trainer", "logger", "callbacks")
+    own = (
+        "phase", "init_from", "resume_from", "rerun", "hydra", "trainer", "logger", "callbacks",
+        "finder",
+    )  # fmt: skip
     return sorted(o for o in overrides if not o.lstrip("+~").startswith(own))
 
 
 def newest_finished(
-    run_root: Path, phase: int, overrides: Sequence[str] | None = None
+    run_root: Path,
+    phase: int,
+    overrides: Sequence[str] | None = None,
+    same_only: bool = False,
 ) -> Path | None:
     """The best checkpoint of the newest finished run of a phase below ``outputs/<name>``.
 
@@ -351,6 +357,7 @@ def newest_finished(
         phase: index.
         overrides: of the run looking for it; a run with the same :func:`shared_overrides` comes
             before any other, so that every branch of a sweep finds its own parent.
+        same_only: leave the others out.
 
     Raises:
         CheckpointError: a broken run record.
@@ -365,7 +372,8 @@ def newest_finished(
             raise CheckpointError(f"{path} is not a run record: {error!r}. Delete it.") from error
         if best.is_file():
             same = overrides is not None and theirs == shared_overrides(overrides)
-            found.append((same, finished, best))
+            if same or not same_only:
+                found.append((same, finished, best))
     return max(found)[2] if found else None
 
 

@@ -45,6 +45,10 @@ class CheckpointError(GeopakError):
     """A checkpoint that is missing, unsafe, or of another region, phase or model."""
 
 
+class TrainingError(GeopakError):
+    """A training that cannot go on: its loss or gradient is no longer a finite number."""
+
+
 class StoppedBySignalError(SystemExit):
     """A signal has ended a training in good order; holds the status that its process ends with."""
 

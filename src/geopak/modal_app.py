@@ -98,7 +98,7 @@ def _finish(job: list[str], name: str) -> dict[str, Any]:
     from geopak.cli import compose
 
     cfg = compose("train", job)
-    folder = Path(cfg.paths.outputs, cfg.name, f"phase-{cfg.phase.index}", name)
+    folder = Path(cfg.run_root, f"phase-{cfg.phase.index}", name)
     record = folder / "run.json"
     if not record.is_file():
         command = [sys.executable, "-m", "geopak.train", *job, f"hydra.run.dir={folder}"]

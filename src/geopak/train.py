@@ -14,6 +14,10 @@ from omegaconf import DictConfig
 from geopak.cli import entry_point
 
 if TYPE_CHECKING:
+    import lightning as L
+
+    from geopak.data.datamodule import GeopakDataModule
+    from geopak.finders import Suggestion
     from geopak.phases import Phase
     from geopak.runs import Start
     from geopak.task import GeolocationTask
@@ -37,6 +41,140 @@ class TrainingResult:
     score: float
     folder: Path
     task: GeolocationTask | None
+
+
+@dataclass
+class Training:
+    """A training that is ready to begin.
+
+    Attributes:
+        phase: at the rates that suit the photos of a step.
+        folder: of the run.
+        resumed: the checkpoint that it goes on from; ``None``: it is new.
+        parent: the checkpoint that it starts, or has started, from.
+        trainer: still without loggers.
+        task, datamodule: what it fits.
+        rate_factor: by which ``optimizer.lr_scaling`` has multiplied the rates.
+    """
+
+    phase: Phase
+    folder: Path
+    resumed: Path | None
+    parent: str | None
+    trainer: L.Trainer
+    task: GeolocationTask
+    datamodule: GeopakDataModule
+    rate_factor: float
+
+
+def set_up(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]) -> Training:
+    """Builds everything from the configuration and says what will train.
+
+    Args:
+        cfg: composed from ``conf/train.yaml``.
+        phase: of ``cfg``.
+        start: where it begins.
+        overrides: those that ``cfg`` was composed with.
+
+    Raises:
+        GeopakError: anything that the user can mend, before work is lost.
+    """
+    from geopak import build, rerun
+    from geopak.geo.boundaries import Outlines
+    from geopak.options import plain
+    from geopak.phases import parameter_counts
+    from geopak.runs import is_first_rank
+
+    # Cheap checks first: a missing parent must not cost a model's loading.
+    folder, resumed = start.folder, start.checkpoint
+    region = build.build_region(cfg)
+    parent = None if resumed else build.resolve_parent(cfg, phase, overrides)
+    prepared = build.build_prepared(cfg, region)
+    recorded_parent = str(parent) if parent else start.parent
+    record = build.start_record(cfg, prepared.cells, overrides, recorded_parent)
+    if cfg.rerun.of and is_first_rank():
+        rerun.check(cfg.rerun.of, record, cfg.rerun.other_data)
+    model_config = plain(cfg.model)
+    quieten_lightning()
+    trainer = build.build_trainer(cfg, phase, folder, resumed)
+    datamodule = build.build_datamodule(
+        cfg, prepared, region, model_config["image_size"], trainer.world_size
+    )
+    phase, rate_factor = build.scale_learning_rates(cfg, phase, trainer.world_size)
+    outlines = Outlines.of_region(region)
+
+    import lightning as L
+
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    model = build.build_model(model_config, region, prepared.cells)
+    pretrained = build.start_weights(
+        model, model_config, parent, phase, region, prepared.cells, cfg, resumed
+    )
+    task = build.build_task(
+        cfg,
+        model,
+        phase,
+        region,
+        prepared.cells,
+        outlines,
+        pretrained,
+        datamodule.num_batches,
+    )
+    build.connect_features(datamodule, model, phase)
+
+    source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
+    if resumed:
+        source = f"where it was interrupted: {resumed}"
+    elif phase.parent is not None and parent is None:
+        encoders = "pretrained encoders" if pretrained else "random encoders"
+        source = f"{encoders} and random heads: there is no finished phase {phase.parent}"
+    elif not pretrained:
+        source = "random weights: this phase trains the encoders too"
+    if trainer.is_global_zero:
+        print_summary(
+            f"phase {phase.index} ({phase.title}), from {source}",
+            parameter_counts(model),
+            task.learning_rates(),
+            len(datamodule.train_rows),
+            len(datamodule.val_rows),
+            datamodule.num_batches,
+            phase.epochs,
+        )
+        print(build.step_summary(cfg, trainer.world_size, rate_factor))
+        build.write_start(cfg, folder, record)
+    return Training(phase, folder, resumed, recorded_parent, trainer, task, datamodule, rate_factor)
+
+
+def find(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Suggestion:
+    """Searches for what ``cfg.finder`` says instead of training, and prints what it found.
+
+    Leaves no run record: nothing takes the folder for a finished run.
+
+    Args:
+        cfg, folder, overrides: as of :func:`train`.
+
+    Raises:
+        GeopakError: anything that the user can mend.
+    """
+    from geopak import build, finders
+    from geopak.options import plain
+    from geopak.ranks import watch_parent
+    from geopak.runs import Start
+
+    watch_parent()
+    training = set_up(cfg, build.build_phase(cfg), Start(folder), overrides)
+    suggestion = finders.search(
+        plain(cfg.finder),
+        training.trainer,
+        training.task,
+        training.datamodule,
+        training.rate_factor,
+        folder,
+    )
+    typed = [o for o in overrides if not o.startswith("finder")]
+    command = " ".join(["python -m geopak.train", *typed, *suggestion.overrides])
+    print(f"\n{command}\n\n{suggestion.note}; {folder}")
+    return suggestion
 
 
 def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> TrainingResult:
@@ -68,80 +206,24 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
             )
         return TrainingResult(best, float(start.finished["score"]), start.folder, None)
     with held(start.folder):
-        return _train(cfg, phase, start, overrides)
+        return fit(cfg, set_up(cfg, phase, start, overrides), overrides)
 
 
-def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]) -> TrainingResult:
-    """Trains from a start that is known."""
+def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> TrainingResult:
+    """Fits what is set up, keeps the best checkpoint and marks the run as finished."""
     from geopak import build, rerun
-    from geopak.geo.boundaries import Outlines
-    from geopak.options import plain
-    from geopak.phases import parameter_counts
-    from geopak.ranks import RankWatch
-    from geopak.runs import is_first_rank
-
-    # Cheap checks first: a missing parent must not cost a model's loading.
-    folder, resumed = start.folder, start.checkpoint
-    region = build.build_region(cfg)
-    parent = None if resumed else build.resolve_parent(cfg, phase, overrides)
-    prepared = build.build_prepared(cfg, region)
-    recorded_parent = str(parent) if parent else start.parent
-    record = build.start_record(cfg, prepared.cells, overrides, recorded_parent)
-    if cfg.rerun.of and is_first_rank():
-        rerun.check(cfg.rerun.of, record, cfg.rerun.other_data)
-    model_config = plain(cfg.model)
-    quieten_lightning()
-    trainer = build.build_trainer(cfg, phase, folder, resumed)
-    datamodule = build.build_datamodule(
-        cfg, prepared, region, model_config["image_size"], trainer.world_size
-    )
-    phase, rate_factor = build.scale_learning_rates(cfg, phase, trainer.world_size)
-    outlines = Outlines.of_region(region)
-
-    import lightning as L
-
     from geopak.checkpoint import shared_overrides, write_run_record
+    from geopak.ranks import RankWatch
 
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    model = build.build_model(model_config, region, prepared.cells)
-    pretrained = build.start_weights(
-        model, model_config, parent, phase, region, prepared.cells, cfg, resumed
-    )
-    task = build.build_task(
-        cfg,
-        model,
-        phase,
-        region,
-        prepared.cells,
-        outlines,
-        pretrained,
-        datamodule.num_batches,
-    )
-    build.connect_features(datamodule, model, phase)
-
-    source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
-    if resumed:
-        source = f"where it was interrupted: {resumed}"
-    elif not pretrained:
-        source = "random weights: this phase trains the encoders too"
-    if trainer.is_global_zero:
-        print_summary(
-            f"phase {phase.index} ({phase.title}), from {source}",
-            parameter_counts(model),
-            task.learning_rates(),
-            len(datamodule.train_rows),
-            len(datamodule.val_rows),
-            datamodule.num_batches,
-            phase.epochs,
-        )
-        print(build.step_summary(cfg, trainer.world_size, rate_factor))
-        build.write_start(cfg, folder, record)
+    phase, trainer, task = training.phase, training.trainer, training.task
     # Last, so that a mistake above leaves no run open.
-    trainer.logger = build.build_logger(cfg, folder)
+    trainer.logger = build.build_logger(cfg, training.folder)
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
     watch.start(trainer)
     try:
-        trainer.fit(task, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+        trainer.fit(
+            task, datamodule=training.datamodule, ckpt_path=training.resumed, weights_only=True
+        )
     finally:
         watch.stop()
         build.close_loggers(trainer)
@@ -150,12 +232,12 @@ def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
     if trainer.is_global_zero:
         write_run_record(
-            folder,
+            training.folder,
             {
                 "phase": phase.index,
                 "monitor": phase.monitor,
                 "score": score,
-                "parent": recorded_parent,
+                "parent": training.parent,
                 "best": best.name,
                 "epochs": trainer.current_epoch,
                 "overrides": shared_overrides(overrides),
@@ -167,7 +249,7 @@ def _train(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
         log.info("best %s = %.4g: %s", phase.monitor, score, best)
         if cfg.rerun.of:
             print(rerun.compare_scores(cfg.rerun.of, phase.monitor, score))
-    return TrainingResult(best, score, folder, task)
+    return TrainingResult(best, score, training.folder, task)
 
 
 def quieten_lightning() -> None:
@@ -234,6 +316,8 @@ def main(cfg: DictConfig) -> float:
     if cfg.rerun.of:
         overrides = rerun.all_overrides(cfg.rerun.of, overrides)
     with removed_if_unused(folder):
+        if cfg.finder is not None:
+            return find(cfg, folder, overrides).value
         return train(cfg, folder, overrides).score
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import lightning as L
@@ -142,6 +143,11 @@ class GeopakDataModule(L.LightningDataModule):
         options: how photos become batches.
         image_size: side of the model's input, pixels.
         world_size: number of processes that share the photos.
+        limit_train_batches: batches of an epoch at the most, or a share of them as a float;
+            ``None``: all. Not the trainer's, so that sampler, schedule and resuming agree.
+
+    Raises:
+        ConfigError: batches, quotas or a limit that cannot be.
     """
 
     def __init__(
@@ -151,8 +157,16 @@ class GeopakDataModule(L.LightningDataModule):
         options: LoadingOptions,
         image_size: int,
         world_size: int = 1,
+        limit_train_batches: int | float | None = None,
     ) -> None:
         super().__init__()
+        limit = limit_train_batches
+        if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
+            raise ConfigError(
+                f"trainer.limit_train_batches={limit} must be a number of batches, at least 1, or "
+                "a share above 0 and up to 1.0."
+            )
+        self.limit_train_batches = limit
         self.world_size = world_size
         self.prepared = prepared
         self.options = options
@@ -160,6 +174,7 @@ class GeopakDataModule(L.LightningDataModule):
         self.augmenter = Augmenter(image_size, options.augmentation, options.allow_unsafe)
         self.train_rows = prepared.rows("train")
         self.val_rows = prepared.rows("val")
+        self.region = region
         if len(self.val_rows) < world_size:
             raise ConfigError(
                 f"{len(self.val_rows)} val photos cannot be shared by {world_size} processes: "
@@ -186,11 +201,43 @@ class GeopakDataModule(L.LightningDataModule):
     @property
     def num_batches(self) -> int:
         """Training batches an epoch on every device."""
-        o = self.options
+        o, limit = self.options, self.limit_train_batches
         if o.batches_per_epoch is None:
-            return max(1, len(self.train_rows) // (o.batch_size * self.world_size))
-        reference = o.reference_batch or o.batch_size
-        return batches_per_rank(o.batches_per_epoch, reference, o.batch_size, self.world_size)
+            whole = max(1, len(self.train_rows) // (o.batch_size * self.world_size))
+        else:
+            reference = o.reference_batch or o.batch_size
+            whole = batches_per_rank(o.batches_per_epoch, reference, o.batch_size, self.world_size)
+        if isinstance(limit, float):
+            return max(1, int(limit * whole))
+        return whole if limit is None else min(limit, whole)
+
+    @property
+    def batch_size(self) -> int:
+        """Photos a batch and device; may be set before the loaders are made."""
+        return self.options.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        if self.options.sampling == "balanced":
+            self.quotas = check_quotas(self.region, value, self.train_province_id)
+        self.options = replace(self.options, batch_size=value)
+        if self.index is not None and self.datasets:
+            # Shards are cut into batches where they are read.
+            self.datasets.clear()
+            self.setup("fit")
+
+    @property
+    def smallest_batch_size(self) -> int:
+        """The smallest batch with whole quotas; it may be doubled again and again."""
+        if self.options.sampling != "balanced":
+            return 8
+        quotas = [p.batch_quota for p in self.region.provinces]
+        return sum(quotas) // math.gcd(*quotas)
+
+    @property
+    def serves_features(self) -> bool:
+        """Whether batches hold features in place of images; known once it is set up."""
+        return any(isinstance(dataset, FeatureDataset) for dataset in self.datasets.values())
 
     def setup(self, stage: str) -> None:
         if self.datasets:
