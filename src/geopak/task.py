@@ -23,7 +23,7 @@ from geopak.models.decode import DecodingOptions, cell_rank, decode
 from geopak.models.geolocator import Geolocator
 from geopak.models.sharding import is_sharded, shard
 from geopak.phases import Phase, set_up_training, trainable_parameters
-from geopak.types import Batch, ModelOutput
+from geopak.types import Batch, Decoded, ModelOutput
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,8 @@ class GeolocationTask(L.LightningModule):
         self.log_dict({**logged, "train/gate_mean": output.gate.detach().mean()})
         return value.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ModelOutput | Decoded]:
+        """Measures, and hands callbacks what it computed: ``output`` and ``decoded``."""
         output = self.answer(batch)
         decoded = decode(self.model, output, self.decoding)[self.decoding.rule]
         self.val_metrics.update(
@@ -144,6 +145,7 @@ class GeolocationTask(L.LightningModule):
             row=batch["row"],
         )
         self.val_gate.update(output.gate)
+        return {"output": output, "decoded": decoded}
 
     def on_validation_epoch_end(self) -> None:
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
