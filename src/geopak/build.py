@@ -415,13 +415,16 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
     return built
 
 
-def build_loggers(cfg: DictConfig, folder: Path, parent: Path | None) -> list[Logger]:
+def build_loggers(
+    cfg: DictConfig, folder: Path, parent: Path | None, is_first: bool
+) -> list[Logger]:
     """The experiment loggers: CSV files always, Weights & Biases beside them; or none at all.
 
     Args:
         cfg: its ``logger`` section says which.
         folder: of the run.
         parent: checkpoint that the run starts from.
+        is_first: whether this is the first process of the training, which logs.
     """
     if cfg.logger is None:
         return []
@@ -435,14 +438,14 @@ def build_loggers(cfg: DictConfig, folder: Path, parent: Path | None) -> list[Lo
     version = "csv" if part == 1 else f"csv-{part}"
     built: list[Logger] = [CurveLogger(save_dir=folder, name="", version=version)]
     if kind == "wandb":
-        built += _build_run_logger(cfg, folder, parent)
+        built += _build_run_logger(cfg, folder, parent, is_first)
     return built
 
 
-def _build_run_logger(cfg: DictConfig, folder: Path, parent: Path | None) -> list[Logger]:
+def _build_run_logger(
+    cfg: DictConfig, folder: Path, parent: Path | None, is_first: bool
+) -> list[Logger]:
     """Weights & Biases' logger, its run begun in the first process; none where it is disabled."""
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
     from geopak.provenance import provenance
     from geopak.tracking.logger import RunLogger
     from geopak.tracking.run import ParentRun, RunPlan, WandbOptions, choose_mode
@@ -451,7 +454,6 @@ def _build_run_logger(cfg: DictConfig, folder: Path, parent: Path | None) -> lis
     section.pop("kind")
     section["tags"] = tuple(section["tags"])
     chosen = options(WandbOptions, section, "logger")
-    is_first = rank_zero_only.rank == 0
     mode = choose_mode(chosen.mode) if is_first else "offline"
     if mode == "disabled":
         return []

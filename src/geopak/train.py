@@ -107,7 +107,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
         )
         print(build.step_summary(cfg, trainer.world_size, rate_factor))
     # Last, so that a mistake above leaves no run open.
-    trainer.loggers = build.build_loggers(cfg, folder, parent)
+    trainer.loggers = build.build_loggers(cfg, folder, parent, trainer.is_global_zero)
     trainer.callbacks += build.build_dashboard(cfg, region, outlines, folder)  # type: ignore[attr-defined]
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
     watch.start(trainer)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from geopak.tracking.guard import Guard, stop_service, within
 from geopak.tracking.run import RunPlan, model_artifact_name
@@ -113,9 +113,8 @@ class RunLogger(Logger):
         return None if self._run is None else self._run.id
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The ``wandb.Run``; calls to it are not guarded. ``None`` where it could not start."""
+        """The ``wandb.Run``; calls to it are not guarded. ``None`` where there is none."""
         return self._run
 
     @rank_zero_only

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from geopak.checkpoint import run_folder
 from geopak.errors import CheckpointError, ConfigError, nearest_name
@@ -202,7 +202,7 @@ class RunPlan:
     config: Mapping[str, Any]
     parent: ParentRun | None
 
-    def start(self, mode: str) -> Any:
+    def start(self, mode: Literal["online", "offline"]) -> Any:
         """Starts the run, or goes on with the one that the folder remembers.
 
         Args:
