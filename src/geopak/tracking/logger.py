@@ -191,7 +191,9 @@ class RunLogger(Logger):
     def close(self) -> None:
         """Ends the run; waits for uploads for as long as the options say."""
         if self._run is not None:
-            limit_s = self.plan.options.finish_timeout_s + _GRACE_S
+            o = self.plan.options
+            limit_s = o.finish_timeout_s if self.mode == "online" else o.call_timeout_s
+            limit_s += _GRACE_S
             self.guard.call("its end", lambda: self._finish(self._exit_code), limit_s)
 
     def _finish(self, exit_code: int) -> None:
