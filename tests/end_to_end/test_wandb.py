@@ -111,8 +111,14 @@ def test_a_phase_names_its_parent_and_uses_the_very_artifact_that_the_parent_mad
         assert metadata["phase"] == phase
         assert metadata["monitor"] == run.config["phase"]["monitor"]
         assert metadata["score"] == pytest.approx(run.summary["best"]["score"])
-        (best,) = made[0]["manifest"]["contents"]
-        assert best["local_path"] == str(run_folder_of(run) / "checkpoints/best.ckpt")
+        for artifact in run.models(used=False) + run.models(used=True):
+            (entry,) = artifact["manifest"]["contents"]
+            waiting = Path(entry["local_path"])
+            owner = run if artifact in made else watched[phase - 1]
+            checkpoint = run_folder_of(owner) / "checkpoints" / entry["path"]
+            # No second copy on the disk, and not the checkpoint either: W&B deletes it.
+            assert waiting.samefile(checkpoint)
+            assert waiting != checkpoint
     assert watched[0].models(used=True) == []
     assert watched[0].config["run"]["parent"] is None
     for phase in (1, 2):
@@ -307,11 +313,11 @@ def test_a_training_outlives_the_process_of_wandb(home: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_training_outlives_a_process_of_wandb_that_hangs(home: Path) -> None:
     started = time.monotonic()
-    # Enough rows to fill the pipe to the process.
+    # Rows fill the pipe to the process, or its end is never answered.
     curves = train_while_killed(
-        home, "hung", signal.SIGSTOP, "phase.epochs=300", "logger.call_timeout_s=2",
+        home, "hung", signal.SIGSTOP, "phase.epochs=20", "logger.call_timeout_s=2",
     )  # fmt: skip
-    assert curves["val/median_km"].count() == 300
+    assert curves["val/median_km"].count() == 20
     assert time.monotonic() - started < 300
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ class RunLogger(Logger):
         def use() -> None:
             # The public use_artifact() refuses to work offline. This record is what it writes
             # online: the server knows by its content that the artifact is the parent's.
-            artifact = _model_artifact(name, checkpoint)
+            artifact = _model_artifact(name, checkpoint, self.plan.folder)
             artifact.finalize()
             self._run._interface.publish_artifact(
                 self._run,
@@ -172,7 +173,9 @@ class RunLogger(Logger):
                 self.guard.attempt(
                     f"{path.name} as an artifact",
                     lambda path=path: self._run.log_artifact(  # type: ignore[misc]
-                        _model_artifact(name, path, {**metadata, "checkpoint": str(path)}),
+                        _model_artifact(
+                            name, path, self.plan.folder, {**metadata, "checkpoint": str(path)}
+                        ),
                         aliases=[path.stem],
                     ),
                 )
@@ -200,27 +203,49 @@ class RunLogger(Logger):
         self._run.finish(exit_code=exit_code)
 
 
+def _data_folder(folder: Path) -> Path:
+    """Where files wait to be uploaded: in the run folder, where W&B would use the home folder."""
+    return Path(os.environ.get("WANDB_DATA_DIR", folder / "wandb" / "data"))
+
+
 @contextmanager
 def _staging_below(folder: Path) -> Iterator[None]:
-    """What waits to be uploaded belongs to the run folder, where W&B would use the home folder.
+    """Lets W&B stage files in the run folder.
 
-    W&B reads the variable when it stages a file, and warns where it is set at the next start.
+    It reads the variable when it stages one, and warns where it is set at the next start.
     """
-    if "WANDB_DATA_DIR" in os.environ:
-        yield
-        return
-    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb" / "data")
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = str(_data_folder(folder))
     try:
         yield
     finally:
-        os.environ.pop("WANDB_DATA_DIR", None)
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]
 
 
-def _model_artifact(name: str, checkpoint: Path, metadata: Mapping[str, Any] | None = None) -> Any:
-    """A checkpoint as an artifact. The name and the content alone decide which version it is."""
+def _model_artifact(
+    name: str, checkpoint: Path, folder: Path, metadata: Mapping[str, Any] | None = None
+) -> Any:
+    """A checkpoint as an artifact. The name and the content alone decide which version it is.
+
+    Args:
+        name: of the artifact.
+        checkpoint: file.
+        folder: of the run that logs it.
+        metadata: what else is to be said of it.
+    """
     import wandb
 
+    # `wandb sync` deletes the files of an artifact that it has uploaded, wherever they lie (its
+    # ArtifactSaver, with an empty staging folder): it gets a name of its own for each.
+    waiting = _data_folder(folder) / "checkpoints" / secrets.token_hex(4) / checkpoint.name
+    waiting.parent.mkdir(parents=True)
+    try:
+        os.link(checkpoint, waiting)
+    except OSError:
+        # Another disk, or one without hard links.
+        shutil.copyfile(checkpoint, waiting)
     artifact = wandb.Artifact(name, type="model", metadata=dict(metadata or {}))
-    # Not copied: a finished run's checkpoints stay as they are until they are uploaded.
-    artifact.add_file(str(checkpoint), name=checkpoint.name, policy="immutable", skip_cache=True)
+    # Not copied a second time.
+    artifact.add_file(str(waiting), name=checkpoint.name, policy="immutable", skip_cache=True)
     return artifact
