@@ -251,3 +251,20 @@ def test_a_group_of_another_command_is_an_unknown_key_of_this_one() -> None:
 def test_a_sweep_over_files_is_refused_where_jobs_are_only_named() -> None:
     with pytest.raises(ConfigError, match=r"phase=glob\(\*\): name the values"):
         split_jobs(["-m", "phase=glob(*)"])
+
+
+def test_arguments_without_a_key_become_the_list_of_a_command_that_has_one(tmp_path: Path) -> None:
+    swept = tmp_path / "gate=0.1"
+    swept.mkdir()
+    (tmp_path / "IMG (1), it's").mkdir()
+    typed = [
+        "a/b", "--cfg", "job", str(swept), "split=val", "-m", "~paths", "+x=1",
+        f"{tmp_path}/IMG (1), it's", "outputs/*/phase-1", "1234",
+    ]  # fmt: skip
+    named = cli.name_positional(typed, "runs")
+    assert named[:-1] == ["--cfg", "job", "split=val", "-m", "~paths", "+x=1"]
+    cfg = compose("compare", [named[-1]])
+    assert list(cfg.runs) == [
+        "a/b", str(swept), f"{tmp_path}/IMG (1), it's", "outputs/*/phase-1", "1234",
+    ]  # fmt: skip
+    assert cli.name_positional(["split=val"], "runs") == ["split=val"]

@@ -41,6 +41,7 @@ CONFIG_DIR = _CHECKOUT / "conf" if IN_CHECKOUT else PACKAGE_DIR / "conf"
 # them that name what is yet to be written.
 _INPUTS = {
     "images", "ckpt", "root", "prepared", "shards", "init_from", "resume_from", "checkpoint",
+    "baseline",
 }  # fmt: skip
 _OUTPUTS = {"map", "out", "name"}
 
@@ -146,6 +147,35 @@ def _register_resolvers() -> None:
 _mend_group_overrides()
 _hasten_help()
 _register_resolvers()
+
+
+# Options of Hydra that take the argument after them.
+_WITH_VALUE = {
+    "-c", "--cfg", "-p", "--package", "-i", "--info", "-cp", "--config-path", "-cn",
+    "--config-name", "-cd", "--config-dir", "--experimental-rerun",
+}  # fmt: skip
+
+
+def name_positional(arguments: Sequence[str], key: str) -> list[str]:
+    """The arguments, with those that are neither overrides nor options made the list of a key.
+
+    Args:
+        arguments: as typed. A path that exists is one even with a ``=`` in it, as the folders of a
+            sweep may have.
+        key: of the list, which Hydra then gets as ``key=['…', …]``.
+    """
+    rest: list[str] = []
+    items: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        folder, separator, _ = argument.partition("=")
+        is_path = os.sep in folder and _names_file(argument)
+        is_deletion = argument.startswith("~") and os.sep not in argument
+        is_option = argument.startswith(("-", "+")) or before in _WITH_VALUE or is_deletion
+        if is_option or (separator and not is_path):
+            rest.append(argument)
+        else:
+            items.append(_quoted(os.path.expanduser(argument)))
+    return [*rest, f"{key}=[{','.join(items)}]"] if items else rest
 
 
 def quote_overrides(arguments: Sequence[str]) -> list[str]:
@@ -254,7 +284,7 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration that a command would get, for tests and notebooks.
 
     Args:
-        config_name: ``train``, ``prepare``, ``evaluate``, ``predict`` or ``synthetic``.
+        config_name: of a file in ``conf/``: ``train``, ``prepare``, ``evaluate``, ``compare``, ….
         overrides: as typed on the command line.
 
     Raises:
@@ -351,8 +381,12 @@ def _keys(section: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+def entry_point(
+    config_name: str, positional: str | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
     """Makes a ``main()`` out of a function of the composed configuration.
+
+    Arguments that are no overrides become the list ``positional``, where a command has one.
 
     The function's return value is passed on, so that sweepers can optimise it. A
     :class:`GeopakError` ends the program with its message and exit status 2, no traceback.
@@ -380,7 +414,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def main() -> Any:
             # Hydra and the processes that Lightning starts read the arguments from here.
             typed = sys.argv
-            sys.argv = [*typed[:1], *quote_overrides(typed[1:])]
+            arguments = name_positional(typed[1:], positional) if positional else typed[1:]
+            sys.argv = [*typed[:1], *quote_overrides(arguments)]
             try:
                 return run()
             except SystemExit as stop:

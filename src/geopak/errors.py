@@ -33,6 +33,10 @@ class PreparedSetError(GeopakError):
     """A prepared set (split table, cells) that is missing, broken or does not fit the request."""
 
 
+class ComparisonError(GeopakError):
+    """Runs that cannot be compared: unfinished, not evaluated, or of other photos or regions."""
+
+
 class FeatureCacheError(GeopakError):
     """A feature cache that cannot be made or used: no room, no access, or values it cannot hold."""
 

@@ -208,6 +208,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         prepared.root,
         num_resamples=cfg.bootstrap_resamples,
         seed=cfg.seed,
+        config=trained.config,
     )
     log.info("report: %s", folder / "report.html")
     return report

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from geopak.data.split import SplitSettings
 from geopak.data.ties import block_codes, components, tie_codes
 
+# A bootstrap cannot widen an interval by places that it has never seen.
+FEW_PHOTOS = 10
+FEW_GROUPS = 20
+
 
 @dataclass(frozen=True, eq=False)
 class PhotoGroups:
