@@ -67,7 +67,7 @@ def test_the_published_experiment_is_the_method_at_full_size() -> None:
     assert (cfg.phase.lr.semantic, cfg.phase.lr.scene, cfg.phase.lr.heads) == (1e-5, 5e-6, 5e-4)
     assert cfg.trainer.precision == "bf16-mixed"
     assert cfg.logger.kind == "wandb"
-    assert cfg.logger.offline is True
+    assert cfg.logger.mode == "auto"
     quotas = [p.get("batch_quota", cfg.region.province_defaults.batch_quota)
               for p in cfg.region.provinces.values()]  # fmt: skip
     assert quotas == [16, 8, 8, 8, 8, 8, 8]
@@ -79,7 +79,7 @@ def test_the_published_experiment_is_the_method_at_full_size() -> None:
         ("phase=7", "Could not find 'phase/7'"),
         ("model=huge", "Could not find 'model/huge'"),
         ("phase.lrs=1", r"'phase\.lrs'. Did you mean 'phase\.lr'"),
-        ("logger.offine=false", "offine"),
+        ("logger.mod=offline", "mod"),
         ("nonsense=1", "nonsense"),
     ],
 )

@@ -53,6 +53,7 @@ from geopak.runs import AUTO, Start
 
 if TYPE_CHECKING:
     import lightning as L
+    from lightning.pytorch.loggers.logger import Logger
     from omegaconf import DictConfig
 
     from geopak.data.datamodule import GeopakDataModule
@@ -500,34 +501,82 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
     return built
 
 
-def build_logger(cfg: DictConfig, folder: Path) -> Any:
-    """The experiment logger: Weights & Biases, CSV files, or none (``False``)."""
+def build_loggers(
+    cfg: DictConfig, folder: Path, parent: Path | None, is_first: bool
+) -> list[Logger]:
+    """The experiment loggers: CSV files always, Weights & Biases beside them; or none at all.
+
+    Args:
+        cfg: its ``logger`` section says which.
+        folder: of the run.
+        parent: checkpoint that the run starts from.
+        is_first: whether this is the first process of the training, which logs.
+    """
     if cfg.logger is None:
-        return False
-    from lightning.pytorch import loggers
+        return []
+    from geopak.tracking.logger import CurveLogger
+
+    kind = cfg.logger.kind
+    if kind not in ("csv", "wandb"):
+        raise ConfigError(f"logger.kind={kind!r} is unknown. Known: csv, wandb.")
+    # A resumed run keeps the log of its first part.
+    part = 1 + len(list(folder.glob("csv*")))
+    version = "csv" if part == 1 else f"csv-{part}"
+    built: list[Logger] = [CurveLogger(save_dir=folder, name="", version=version)]
+    if kind == "wandb":
+        built += _build_run_logger(cfg, folder, parent, is_first)
+    return built
+
+
+def _build_run_logger(
+    cfg: DictConfig, folder: Path, parent: Path | None, is_first: bool
+) -> list[Logger]:
+    """Weights & Biases' logger, its run begun in the first process; none where it is disabled."""
+    from geopak.provenance import provenance
+    from geopak.tracking.logger import RunLogger
+    from geopak.tracking.run import ParentRun, RunPlan, WandbOptions, choose_mode
 
     section = plain(cfg.logger)
-    kind = section.pop("kind")
-    if kind == "csv":
-        # A resumed run keeps the log of its first part.
-        part = 1 + len(list(folder.glob("csv*")))
-        version = "csv" if part == 1 else f"csv-{part}"
-        return loggers.CSVLogger(save_dir=folder, name="", version=version)
-    if kind == "wandb":
-        logger = loggers.WandbLogger(save_dir=folder, **section)
-        logger.log_hyperparams(plain(cfg))
-        return logger
-    raise ConfigError(f"logger.kind={kind!r} is unknown. Known: csv, wandb.")
+    section.pop("kind")
+    section["tags"] = tuple(section["tags"])
+    chosen = options(WandbOptions, section, "logger")
+    mode = choose_mode(chosen.mode) if is_first else "offline"
+    if mode == "disabled":
+        return []
+    job_type = f"phase-{cfg.phase.index}"
+    plan = RunPlan(
+        options=chosen,
+        folder=folder,
+        job_type=job_type,
+        tags=(cfg.model.name, cfg.region.name, job_type, *chosen.tags),
+        config={**plain(cfg), "provenance": provenance(cfg.data.prepared)} if is_first else {},
+        parent=ParentRun.of_checkpoint(parent) if parent else None,
+    )
+    logger = RunLogger(plan, mode)
+    logger.open()
+    return [logger]
 
 
 def close_loggers(trainer: L.Trainer) -> None:
     """Ends W&B runs, so that the next phase of a multirun gets a run of its own."""
-    from lightning.pytorch.loggers import WandbLogger
+    if trainer.loggers:
+        from geopak.tracking.logger import RunLogger
 
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        import wandb
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.close()
 
-        wandb.finish()
+
+def build_dashboard(
+    cfg: DictConfig, region: Region, outlines: Outlines, folder: Path
+) -> list[L.Callback]:
+    """What fills a W&B run beyond numbers; nothing for other loggers."""
+    if cfg.logger is None or cfg.logger.kind != "wandb":
+        return []
+    from geopak.tracking.dashboard import Dashboard
+
+    last = folder / CHECKPOINT_FOLDER / f"{LAST_NAME}.ckpt"
+    return [Dashboard(region, outlines, cfg.seed, last)]
 
 
 def build_trainer(

@@ -142,7 +142,8 @@ class GeolocationTask(L.LightningModule):
         """Measures a batch.
 
         Returns:
-            ``output`` of the model and ``teacher_forced_latlon_deg`` (B, 2), for callbacks.
+            ``output`` of the model, ``decoded`` by the rule of ``decoding``, and
+            ``teacher_forced_latlon_deg`` (B, 2), for callbacks.
         """
         output = self.answer(batch)
         decoded = decode(self.model, output, self.decoding)[self.decoding.rule]
@@ -158,7 +159,11 @@ class GeolocationTask(L.LightningModule):
             row=batch["row"],
         )
         self.val_gate.update(output.gate)
-        return {"output": output, "teacher_forced_latlon_deg": teacher_forced}
+        return {
+            "output": output,
+            "decoded": decoded,
+            "teacher_forced_latlon_deg": teacher_forced,
+        }
 
     def on_validation_epoch_end(self) -> None:
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from geopak.data.datamodule import GeopakDataModule
     from geopak.finders import Suggestion
+    from geopak.geo.boundaries import Outlines
+    from geopak.geo.region import Region
     from geopak.phases import Phase
     from geopak.runs import Start
     from geopak.task import GeolocationTask
@@ -52,6 +54,7 @@ class Training:
         folder: of the run.
         resumed: the checkpoint that it goes on from; ``None``: it is new.
         parent: the checkpoint that it starts, or has started, from.
+        region, outlines: that it learns.
         trainer: still without loggers.
         task, datamodule: what it fits.
         rate_factor: by which ``optimizer.lr_scaling`` has multiplied the rates.
@@ -61,6 +64,8 @@ class Training:
     folder: Path
     resumed: Path | None
     parent: str | None
+    region: Region
+    outlines: Outlines
     trainer: L.Trainer
     task: GeolocationTask
     datamodule: GeopakDataModule
@@ -142,7 +147,10 @@ def set_up(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
         )
         print(build.step_summary(cfg, trainer.world_size, rate_factor))
         build.write_start(cfg, folder, record)
-    return Training(phase, folder, resumed, recorded_parent, trainer, task, datamodule, rate_factor)
+    return Training(
+        phase, folder, resumed, recorded_parent, region, outlines, trainer, task, datamodule,
+        rate_factor,
+    )  # fmt: skip
 
 
 def find(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Suggestion:
@@ -217,7 +225,15 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
 
     phase, trainer, task = training.phase, training.trainer, training.task
     # Last, so that a mistake above leaves no run open.
-    trainer.logger = build.build_logger(cfg, training.folder)
+    trainer.loggers = build.build_loggers(
+        cfg,
+        training.folder,
+        Path(training.parent) if training.parent else None,
+        trainer.is_global_zero,
+    )
+    trainer.callbacks += build.build_dashboard(  # type: ignore[attr-defined]
+        cfg, training.region, training.outlines, training.folder
+    )
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
     watch.start(trainer)
     try:

@@ -140,17 +140,6 @@ def test_resuming_with_the_checkpoint_of_another_phase_is_refused(
     assert "comes from phase 0, wanted is phase 1" in outcome.text
 
 
-def test_every_phase_of_a_multirun_is_a_wandb_run_of_its_own(
-    home: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    outcome = command("train", "-m", "phase=0,1", "name=watched", "logger=wandb", *TINY)
-    assert outcome.status == 0, outcome.text
-    for phase in (0, 1):
-        runs = list((home / f"outputs/watched/phase-{phase}").glob("*/wandb/offline-run-*/*.wandb"))
-        assert len(runs) == 1
-
-
 def test_mixed_precision_trains_with_clipped_gradients(home: Path, command: Command) -> None:
     outcome = command("train", "phase=0", "name=mixed", *TINY, "trainer.precision=bf16-mixed")
     assert outcome.status == 0, outcome.text

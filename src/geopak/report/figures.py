@@ -366,7 +366,7 @@ def _draw_card(
     axes: NDArray[np.object_], card: PhotoCard, region: Region, outlines: Outlines
 ) -> None:
     above, below = axes
-    _draw_photo(above, _thumbnail(card.path))
+    _draw_photo(above, thumbnail(card.path))
     provinces = card.province
     if card.predicted_province != card.province:
         provinces += f"\ntaken for {card.predicted_province}"
@@ -403,8 +403,8 @@ def _draw_photo(ax: Axes, photo: Image.Image | None) -> None:
         ax.imshow(photo)
 
 
-def _thumbnail(path: Path, size: tuple[int, int] = (320, 240)) -> Image.Image | None:
-    """The photo upright, cut to the shape of ``size``; ``None`` if it cannot be read."""
+def thumbnail(path: Path, size: tuple[int, int] = (320, 240)) -> Image.Image | None:
+    """The photo upright, cut to ``size`` (width, height); ``None`` if it cannot be read."""
     try:
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * size[0], 2 * size[1]))
