@@ -29,10 +29,8 @@ from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
-from geopak.losses import LossOptions
 from geopak.models.activations import checkpoint_activations
 from geopak.models.compiling import check_compiler, compile_encoder
-from geopak.models.decode import DecodingOptions
 from geopak.models.encoders import (
     SceneEncoder,
     SemanticEncoder,
@@ -40,9 +38,12 @@ from geopak.models.encoders import (
     download_clip,
     scene_weights,
 )
-from geopak.models.geolocator import Geolocator, HeadSizes
+from geopak.models.geolocator import Geolocator
 from geopak.options import options, plain
-from geopak.phases import Phase, learning_rate_scale, with_scaled_rates
+from geopak.phases import learning_rate_scale, with_scaled_rates
+from geopak.schema.loading import LoadingOptions
+from geopak.schema.model import HeadSizes
+from geopak.schema.training import DecodingOptions, LossOptions, Phase
 
 if TYPE_CHECKING:
     import lightning as L
@@ -60,11 +61,7 @@ def build_region(cfg: DictConfig) -> Region:
 
 def build_phase(cfg: DictConfig) -> Phase:
     """The phase of ``cfg.phase``."""
-    section = plain(cfg.phase)
-    for key in ("train", "losses"):
-        if isinstance(section[key], list):
-            section[key] = tuple(section[key])
-    return options(Phase, section, "phase")
+    return options(Phase, plain(cfg.phase), "phase")
 
 
 def build_prepared(cfg: DictConfig, region: Region) -> PreparedSet:
@@ -264,13 +261,11 @@ def build_datamodule(
     world_size: int = 1,
 ) -> GeopakDataModule:
     """The data module of ``cfg.data``, for one of ``world_size`` processes."""
-    from geopak.data.datamodule import GeopakDataModule, LoadingOptions
+    from geopak.data.datamodule import GeopakDataModule
 
     section = plain(cfg.data)
     for key in ("root", "prepared"):
         section.pop(key)
-    for key in ("memory_cache", "feature_cache"):
-        section[key] = str(section[key]).lower()
     loading = options(LoadingOptions, section, "data")
     return GeopakDataModule(prepared, region, loading, image_size, world_size)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from geopak.geo.region import Region
-from geopak.metrics import THRESHOLDS_KM
 from geopak.report.figures import format_km, rule_title
 from geopak.report.page import Page, Section, Table
+from geopak.schema.training import THRESHOLDS_KM
 
 # A bootstrap cannot widen an interval by places that it has never seen.
 _FEW_PHOTOS = 10

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geopak.data.split import SplitSettings
 from geopak.data.ties import block_codes, components, tie_codes
+from geopak.schema.preparation import SplitSettings
 
 
 @dataclass(frozen=True, eq=False)
