@@ -144,6 +144,17 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "geopak.shipped", lambda name: str(PACKAGE_DIR / "assets" / name), replace=True
     )
+    OmegaConf.register_new_resolver("geopak.choices", _choices, replace=True)
+
+
+def _choices(group: str) -> str:
+    """Names of a config group's files, for ``--help``."""
+    return ", ".join(
+        sorted(
+            str(path.relative_to(CONFIG_DIR / group).with_suffix(""))
+            for path in (CONFIG_DIR / group).glob("**/*.yaml")
+        )
+    )
 
 
 def _pass_on_refusals() -> None:
@@ -386,6 +397,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def main() -> Any:
             # Hydra and the processes that Lightning starts read the arguments from here.
             typed = sys.argv
+            if typed[1:] in (["-sc", "install=bash"], ["--shell-completion", "install=bash"]):
+                # Hydra's own knows no python -m.
+                print((PACKAGE_DIR / "assets" / "completion.bash").read_text(encoding="utf-8"))
+                return None
             sys.argv = [*typed[:1], *quote_overrides(typed[1:])]
             try:
                 with composing(_purpose_of(sys.argv[1:]), config_name):

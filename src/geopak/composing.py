@@ -315,12 +315,14 @@ def _bare(cfg: DictConfig) -> Any:
 
 def _wrong_choice(loader: ConfigLoaderImpl, override: Override) -> str | None:
     group, name = override.key_or_group, override._value
+    if isinstance(name, int) and not isinstance(name, bool):
+        name = str(name)
     if override.is_delete() or not isinstance(name, str):
         return None
     options = loader.get_group_options(group, ObjectType.CONFIG)
     if name in options:
         return None
-    near = difflib.get_close_matches(name, options, n=1)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f" Did you mean {group}={near[0]}?" if near else ""
     return (
         f"{group}={name}: there is no file conf/{group}/{name}.yaml.{hint} "
@@ -337,18 +339,19 @@ def _nearest_key(
 ) -> str:
     """A hint at the key that was meant, or at the group file that has it."""
     group = key.partition(".")[0]
-    if group in groups:
-        for option in loader.get_group_options(group, ObjectType.CONFIG):
-            loaded = loader.repository.load_config(f"{group}/{option}")
-            if loaded is not None and key in _keys(
-                OmegaConf.to_container(loaded.config), f"{group}."
-            ):
-                return f" It is a key of {group}={option} (conf/{group}/{option}.yaml)."
+    elsewhere: dict[str, str] = {}
+    for option in loader.get_group_options(group, ObjectType.CONFIG) if group in groups else ():
+        loaded = loader.repository.load_config(f"{group}/{option}")
+        if loaded is not None:
+            keys = _keys(OmegaConf.to_container(loaded.config), f"{group}.")
+            elsewhere |= dict.fromkeys((k for k in keys if k not in known), option)
     endings = [name for name in known if name.endswith(f".{key}")]
-    near = endings or difflib.get_close_matches(key, known, n=1)
+    near = endings or difflib.get_close_matches(key, [*known, *elsewhere], n=1)
     if not near:
         return ""
-    place = _place(places, near[0])
+    if option := elsewhere.get(near[0]):
+        return f" {near[0]!r} is a key of {group}={option} (conf/{group}/{option}.yaml)."
+    place = f"conf/{near[0]}/" if near[0] in groups else _place(places, near[0])
     return f" Did you mean {near[0]!r}{f' ({place})' if place else ''}?"
 
 
