@@ -183,8 +183,8 @@ def _pass_on_refusals() -> None:
 
     run_and_report._geopak = True  # type: ignore[attr-defined]
     # Imported by name in the second.
-    hydra._internal.utils.run_and_report = run_and_report
-    hydra._internal.hydra.run_and_report = run_and_report
+    for module in (hydra._internal.utils, hydra._internal.hydra):
+        vars(module)["run_and_report"] = run_and_report
 
 
 _mend_group_overrides()

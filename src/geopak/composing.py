@@ -93,7 +93,8 @@ def check_compositions() -> None:
             lines = _explained(self, config_name, overrides, error)
             raise ConfigError("\n".join(lines)) from error
         if run_mode is RunMode.RUN:
-            _refuse(self, cfg, config_name, overrides)
+            problems = problems_of(cfg, config_name, strict=purpose is Purpose.RUN)
+            _refuse(self, config_name, overrides, problems)
         elif purpose is Purpose.RUN:
             _check_sweep(self, cfg, config_name, overrides)
         return cfg
@@ -103,10 +104,12 @@ def check_compositions() -> None:
 
 
 def _refuse(
-    loader: ConfigLoaderImpl, cfg: DictConfig, config_name: str, overrides: Sequence[str]
+    loader: ConfigLoaderImpl,
+    config_name: str,
+    overrides: Sequence[str],
+    problems: Sequence[Problem],
 ) -> None:
-    """Raises a ConfigError with every problem of a job's configuration, a line each."""
-    problems = problems_of(cfg, config_name, strict=_purpose.get() is Purpose.RUN)
+    """Raises a ConfigError with every problem of a configuration, a line each, if there is any."""
     if problems:
         places = _places(loader, config_name, overrides)
         lines = [problem.sentence(_place(places, problem.key)) for problem in problems]
@@ -121,31 +124,26 @@ def _check_sweep(
     Raises:
         ConfigError: a job that is refused.
     """
-    sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=False)
-    assert isinstance(sweeper, dict)
+    sweeper: Any = OmegaConf.to_container(cfg.hydra.sweeper, resolve=False)
     if sweeper.get("_target_") != _BASIC_SWEEPER:
         # What the sweeper will try is not known; what stays the same is.
-        fixed = _without_sweeps(overrides)
         problems = problems_of(cfg, config_name, strict=False, alone=True)
-        if problems:
-            places = _places(loader, config_name, fixed)
-            lines = [problem.sentence(_place(places, problem.key)) for problem in problems]
-            raise ConfigError("\n".join(dict.fromkeys(lines)))
+        _refuse(loader, config_name, _without_sweeps(overrides), problems)
         return
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    asked = [*params, *OmegaConf.to_container(cfg.hydra.overrides.task)]  # type: ignore[misc]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(asked)
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = parser.parse_overrides([*params, *cfg.hydra.overrides.task])
     [jobs] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    lines: dict[str, None] = {}
+    refused: dict[str, None] = {}
     for job in jobs:
         try:
             loader.load_configuration(config_name, [*cfg.hydra.overrides.hydra, *job], RunMode.RUN)
         except ConfigError as error:
-            lines |= dict.fromkeys(str(error).splitlines())
-    if lines:
-        raise ConfigError("\n".join(lines))
+            refused.update(dict.fromkeys(str(error).splitlines()))
+    if refused:
+        raise ConfigError("\n".join(refused))
 
 
 def _without_sweeps(overrides: Sequence[str]) -> list[str]:
@@ -314,7 +312,8 @@ def _bare(cfg: DictConfig) -> Any:
 
 
 def _wrong_choice(loader: ConfigLoaderImpl, override: Override) -> str | None:
-    group, name = override.key_or_group, override._value
+    group: str = override.key_or_group
+    name: Any = override._value
     if isinstance(name, int) and not isinstance(name, bool):
         name = str(name)
     if override.is_delete() or not isinstance(name, str):

@@ -173,7 +173,7 @@ def _examine(value: Any, kind: Any, key: str, problems: list[Problem]) -> Any:
     if get_origin(kind) is Annotated:
         base, *marks = get_args(kind)
         return _examine_marked(value, base, marks, key, problems)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _examine_section(value, kind, key, problems)
     if not _is_a(value, kind):
         problems.append(_wrong_type(value, kind, key))
@@ -394,8 +394,8 @@ def described(kind: Any) -> str:
         return f"a list of {many}{kinds.get(first, 'values')}"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(kind):
         return "a section {key: value, …}"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}
-    return {**names, NoneType: "null", Any: "any value"}[kind]
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}
+    return {**words, NoneType: "null", Any: "any value"}[kind]
 
 
 def _shown(value: Any) -> str:

@@ -81,6 +81,8 @@ class Phase:
             )
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"phase.warmup={self.warmup} must be at least 0 and below 1.")
+        if self.index not in (0, 1, 2):
+            raise ConfigError(f"phase.index={self.index}: known phases are 0, 1, 2.")
         if self.monitor_mode not in ("min", "max"):
             raise ConfigError(f"phase.monitor_mode={self.monitor_mode!r}: use min or max.")
         if self.epochs < 1:
