@@ -344,12 +344,13 @@ def _nearest_key(
         if loaded is not None:
             keys = _keys(OmegaConf.to_container(loaded.config), f"{group}.")
             elsewhere |= dict.fromkeys((k for k in keys if k not in known), option)
-    endings = [name for name in known if name.endswith(f".{key}")]
+    endings = [k for k in known if k.endswith(f".{key}")]
     near = endings or difflib.get_close_matches(key, [*known, *elsewhere], n=1)
     if not near:
         return ""
-    if option := elsewhere.get(near[0]):
-        return f" {near[0]!r} is a key of {group}={option} (conf/{group}/{option}.yaml)."
+    if near[0] in elsewhere:
+        name = elsewhere[near[0]]
+        return f" {near[0]!r} is a key of {group}={name} (conf/{group}/{name}.yaml)."
     place = f"conf/{near[0]}/" if near[0] in groups else _place(places, near[0])
     return f" Did you mean {near[0]!r}{f' ({place})' if place else ''}?"
 

@@ -310,7 +310,8 @@ def _join(section: str, name: Any) -> str:
 
 def _wrong_type(value: Any, kind: Any, key: str) -> Problem:
     names = [str(name) for name in _names(kind)]
-    hint = nearest_name(value, names).strip() if isinstance(value, str) else ""
+    words = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+    hint = next((nearest_name(word, names).strip() for word in words if word not in names), "")
     return Problem(key, f"{key}={_shown(value)} must be {described(kind)}", hint)
 
 
@@ -318,7 +319,7 @@ def _names(kind: Any) -> Iterator[Any]:
     """Every value that a kind lists by name."""
     if get_origin(kind) is Literal:
         yield from get_args(kind)
-    elif get_origin(kind) is Annotated:
+    elif get_origin(kind) in (Annotated, list, tuple):
         yield from _names(get_args(kind)[0])
     for choice in _choices(kind):
         yield from _names(choice)

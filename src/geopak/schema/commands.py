@@ -238,7 +238,7 @@ class DemoConfig:
     synthetic: Sequence[str]
     prepare: Sequence[str]
     evaluate: Sequence[str]
-    train: Mapping[int, list[str]]
+    train: Mapping[Literal[0, 1, 2], list[str]]
     landscape: Landscape | None = field(default=None)
 
     def problems(self) -> Iterator[Problem]:
