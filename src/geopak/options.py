@@ -46,7 +46,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
+        words = {"above": "above", "least": "at least", "below": "below", "most": "at most"}
         bounds = ((word, getattr(self, name)) for name, word in words.items())
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
