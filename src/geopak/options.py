@@ -377,7 +377,8 @@ def described(kind: Any) -> str:
         ranges = [str(mark) for mark in inner[1:] if isinstance(mark, Range)]
         return " ".join([described(inner[0]), *ranges])
     if origin in (Union, UnionType):
-        parts = list(dict.fromkeys(described(choice) for choice in inner))
+        kinds_of_it = [_without_truth(choice) if bool in inner else choice for choice in inner]
+        parts = list(dict.fromkeys(described(choice) for choice in kinds_of_it))
         # null goes last: 'a number or null'.
         parts.sort(key=lambda part: part == "null")
         return " or ".join(parts)
@@ -397,6 +398,13 @@ def described(kind: Any) -> str:
         return "a section {key: value, …}"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a name"}
     return {**words, NoneType: "null", Any: "any value"}[kind]
+
+
+def _without_truth(kind: Any) -> Any:
+    """Names without those that YAML reads as true and false anyhow."""
+    if get_origin(kind) is not Literal:
+        return kind
+    return Literal[tuple(name for name in get_args(kind) if name not in ("true", "false"))]
 
 
 def _shown(value: Any) -> str:
