@@ -11,12 +11,12 @@ import torch
 
 from geopak.errors import ConfigError
 from geopak.health import (
-    HealthOptions,
     ValidationVitals,
     Vitals,
     add_to_record,
     find_warnings,
 )
+from geopak.schema.monitoring import HealthOptions
 
 PROVINCES = ("Capital", "Desert", "Coast")
 SOUND = Vitals(

@@ -33,10 +33,8 @@ from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
-from geopak.losses import LossOptions
 from geopak.models.activations import checkpoint_activations
 from geopak.models.compiling import check_compiler, compile_encoder
-from geopak.models.decode import DecodingOptions
 from geopak.models.encoders import (
     SceneEncoder,
     SemanticEncoder,
@@ -44,12 +42,16 @@ from geopak.models.encoders import (
     download_clip,
     scene_weights,
 )
-from geopak.models.geolocator import Geolocator, HeadSizes
+from geopak.models.geolocator import Geolocator
 from geopak.options import options, plain
-from geopak.phases import Phase, learning_rate_scale, with_scaled_rates
+from geopak.phases import learning_rate_scale, with_scaled_rates
 from geopak.provenance import git_diff, hardware, provenance
 from geopak.rerun import COMPOSED
 from geopak.runs import AUTO, Start
+from geopak.schema.loading import LoadingOptions
+from geopak.schema.model import HeadSizes
+from geopak.schema.monitoring import HealthOptions, WandbOptions
+from geopak.schema.training import DecodingOptions, LossOptions, Phase
 
 if TYPE_CHECKING:
     import lightning as L
@@ -68,17 +70,9 @@ def build_region(cfg: DictConfig) -> Region:
 
 def build_phase(cfg: DictConfig) -> Phase:
     """The phase of ``cfg.phase``, of ``trainer.max_epochs`` at the most."""
-    section = plain(cfg.phase)
-    for key in ("train", "losses"):
-        if isinstance(section[key], list):
-            section[key] = tuple(section[key])
-    phase = options(Phase, section, "phase")
+    phase = options(Phase, plain(cfg.phase), "phase")
     most = cfg.trainer.max_epochs
-    if most is None:
-        return phase
-    if most < 1:
-        raise ConfigError(f"trainer.max_epochs={most} must be at least 1, or null: phase.epochs.")
-    return dataclasses.replace(phase, epochs=min(most, phase.epochs))
+    return phase if most is None else dataclasses.replace(phase, epochs=min(most, phase.epochs))
 
 
 def build_prepared(cfg: DictConfig, region: Region) -> PreparedSet:
@@ -138,10 +132,6 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
     Without ``require_parent`` a parent is one that shares all overrides, and may be missing.
     """
     if cfg.init_from:
-        if phase.parent is None:
-            raise ConfigError(
-                f"phase={phase.index} starts from the pretrained encoders and takes no init_from=."
-            )
         return Path(cfg.init_from).expanduser()
     if phase.parent is None:
         return None
@@ -334,13 +324,11 @@ def build_datamodule(
     world_size: int = 1,
 ) -> GeopakDataModule:
     """The data module of ``cfg.data``, for one of ``world_size`` processes."""
-    from geopak.data.datamodule import GeopakDataModule, LoadingOptions
+    from geopak.data.datamodule import GeopakDataModule
 
     section = plain(cfg.data)
     for key in ("root", "prepared"):
         section.pop(key)
-    for key in ("memory_cache", "feature_cache"):
-        section[key] = str(section[key]).lower()
     loading = options(LoadingOptions, section, "data")
     return GeopakDataModule(
         prepared, region, loading, image_size, world_size, cfg.trainer.limit_train_batches
@@ -416,8 +404,6 @@ def build_task(
     """The LightningModule of the phase, for epochs of ``num_batches`` batches."""
     from geopak.task import TASKS
 
-    if phase.index not in TASKS:
-        raise ConfigError(f"phase.index={phase.index}: known phases are {sorted(TASKS)}.")
     decoding = options(DecodingOptions, plain(cfg.decoding), "decoding")
     identity = model_identity(
         plain(cfg.model), region, cells, outlines, phase, decoding, portable_config(cfg)
@@ -449,7 +435,7 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
 
     from geopak.callbacks import FeatureRecord, LastingEarlyStopping, MidEpochCheckpoint
     from geopak.finite import FiniteWatch
-    from geopak.health import HealthOptions, HealthWarnings
+    from geopak.health import HealthWarnings
     from geopak.interruption import StopAtSignal
     from geopak.random_states import RandomStates
 
@@ -481,7 +467,6 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
             MidEpochCheckpoint(
                 folder / CHECKPOINT_FOLDER,
                 section.checkpoint_every_n_batches,
-                cfg.trainer.accumulate_grad_batches,
             )
         )
     # Behind those that write the checkpoint it ends with.
@@ -516,14 +501,11 @@ def build_loggers(
         return []
     from geopak.tracking.logger import CurveLogger
 
-    kind = cfg.logger.kind
-    if kind not in ("csv", "wandb"):
-        raise ConfigError(f"logger.kind={kind!r} is unknown. Known: csv, wandb.")
     # A resumed run keeps the log of its first part.
     part = 1 + len(list(folder.glob("csv*")))
     version = "csv" if part == 1 else f"csv-{part}"
     built: list[Logger] = [CurveLogger(save_dir=folder, name="", version=version)]
-    if kind == "wandb":
+    if cfg.logger.kind == "wandb":
         built += _build_run_logger(cfg, folder, parent, is_first)
     return built
 
@@ -534,11 +516,9 @@ def _build_run_logger(
     """Weights & Biases' logger, its run begun in the first process; none where it is disabled."""
     from geopak.provenance import provenance
     from geopak.tracking.logger import RunLogger
-    from geopak.tracking.run import ParentRun, RunPlan, WandbOptions, choose_mode
+    from geopak.tracking.run import ParentRun, RunPlan, choose_mode
 
     section = plain(cfg.logger)
-    section.pop("kind")
-    section["tags"] = tuple(section["tags"])
     chosen = options(WandbOptions, section, "logger")
     mode = choose_mode(chosen.mode) if is_first else "offline"
     if mode == "disabled":
@@ -599,11 +579,6 @@ def build_trainer(
     from geopak.checkpoint_io import AtomicCheckpointIO
 
     section = plain(cfg.trainer)
-    if section["check_val_every_n_epoch"] > phase.epochs:
-        raise ConfigError(
-            f"trainer.check_val_every_n_epoch={section['check_val_every_n_epoch']} is more than "
-            f"phase.epochs={phase.epochs}: no epoch would be validated, none could be the best."
-        )
     threads = section.pop("threads")
     if threads:
         torch.set_num_threads(threads)
@@ -619,14 +594,6 @@ def build_trainer(
     strategy, timeout_s = section.pop("strategy"), section.pop("timeout_s")
     callbacks = build_callbacks(cfg, phase, folder)
     callbacks += [ranks.AgreeOnStatistics(), ranks.RankWatch(section.pop("heartbeat_s"))]
-    if strategy == "fsdp" and cfg.data.feature_cache is not False:
-        raise ConfigError(
-            "trainer.strategy=fsdp runs the whole model on every photo: set "
-            "data.feature_cache=false, as trainer=fsdp does. Where the encoders are frozen, "
-            "trainer=a100_multi with the cache is the faster choice."
-        )
-    if strategy == "fsdp" and compiles:
-        raise ConfigError("trainer.compile=true compiles whole encoders, which fsdp takes apart.")
     if ranks.LAUNCHER in (section["devices"], section["num_nodes"]):
         nodes, per_node = ranks.launched_processes(os.environ)
         for key, number in (("num_nodes", nodes), ("devices", per_node)):

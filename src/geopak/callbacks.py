@@ -9,7 +9,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from geopak.checkpoint import LAST_NAME
-from geopak.errors import ConfigError
 from geopak.runs import add_to_start
 
 
@@ -23,25 +22,11 @@ class MidEpochCheckpoint(Checkpoint):
 
     Args:
         folder: of the checkpoints.
-        every_n_batches: of an epoch.
-        accumulate_grad_batches: batches of a step. Gradients of half a step are in no checkpoint.
-
-    Raises:
-        ConfigError: a number of batches that ends between two steps.
+        every_n_batches: of an epoch; whole steps, for gradients of half a step are in no
+            checkpoint.
     """
 
-    def __init__(self, folder: Path, every_n_batches: int, accumulate_grad_batches: int) -> None:
-        if isinstance(every_n_batches, bool) or not isinstance(every_n_batches, int):
-            raise ConfigError(
-                f"callbacks.checkpoint_every_n_batches={every_n_batches!r} must be an integer or "
-                "null."
-            )
-        if every_n_batches < 1 or every_n_batches % accumulate_grad_batches:
-            raise ConfigError(
-                f"callbacks.checkpoint_every_n_batches={every_n_batches} must be a multiple of "
-                f"trainer.accumulate_grad_batches={accumulate_grad_batches}, or null: gradients "
-                "of half a step are in no checkpoint."
-            )
+    def __init__(self, folder: Path, every_n_batches: int) -> None:
         self.path = folder / f"{LAST_NAME}.ckpt"
         self.every_n_batches = every_n_batches
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.errors import ConfigError, FeatureCacheError, PreparedSetError
+from geopak.errors import FeatureCacheError, PreparedSetError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,10 +49,7 @@ def photo_loader(
     from geopak.data.shards import ShardIndex, ShardPhotos, ShardRowSampler
 
     model, choice = trained.model, str(cfg.feature_cache).lower()
-    features.check_cache_choice("feature_cache", choice)
     if cfg.shards is not None:
-        if choice == "true":
-            raise ConfigError("feature_cache=true is for photo files, not for shards=.")
         index = ShardIndex.read(str(cfg.shards))
         index.check(prepared, trained.region)
         return DataLoader(

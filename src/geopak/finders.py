@@ -17,52 +17,10 @@ from matplotlib.figure import Figure
 from torch.optim import Optimizer
 
 from geopak.data.datamodule import GeopakDataModule
-from geopak.errors import ConfigError, nearest_name
+from geopak.errors import ConfigError
 from geopak.options import options
+from geopak.schema.monitoring import BatchSizeSearch, LearningRateSearch
 from geopak.task import GeolocationTask
-
-KINDS = ("lr", "batch_size")
-
-
-@dataclass(frozen=True)
-class LearningRateSearch:
-    """A range test of the learning rate (Smith, 2017).
-
-    Attributes:
-        min_lr, max_lr: of the first optimizer group, that of the heads.
-        num_steps: optimizer steps from one to the other.
-    """
-
-    min_lr: float = 1e-6
-    max_lr: float = 1.0
-    num_steps: int = 100
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_lr < self.max_lr < math.inf:
-            raise ConfigError(
-                f"finder.min_lr={self.min_lr} and finder.max_lr={self.max_lr}: the first must be "
-                "above 0 and below the second."
-            )
-        if self.num_steps < 20:
-            raise ConfigError(f"finder.num_steps={self.num_steps} must be at least 20.")
-
-
-@dataclass(frozen=True)
-class BatchSizeSearch:
-    """A search for the largest batch that fits into memory.
-
-    Attributes:
-        max_batch_size: the largest that is tried.
-        steps_per_trial: optimizer steps with each.
-    """
-
-    max_batch_size: int = 1024
-    steps_per_trial: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_size", "steps_per_trial"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"finder.{name}={getattr(self, name)} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -100,13 +58,7 @@ def search(
     Raises:
         ConfigError: unknown options, several processes, or no result.
     """
-    chosen = dict(section)
-    kind = str(chosen.pop("kind", None))
-    if kind not in KINDS:
-        raise ConfigError(
-            f"finder.kind={kind!r} is unknown.{nearest_name(kind, KINDS)} Known: "
-            f"{', '.join(KINDS)}."
-        )
+    kind = section["kind"]
     if trainer.world_size > 1:
         raise ConfigError(
             f"finder={kind} works in one process: set trainer.devices=1 and trainer.num_nodes=1. "
@@ -117,12 +69,12 @@ def search(
     trainer.check_val_every_n_epoch = 1_000_000
     if kind == "lr":
         found = _find_rate(
-            options(LearningRateSearch, chosen, "finder"),
+            options(LearningRateSearch, section, "finder"),
             trainer, task, datamodule, rate_factor, folder,
         )  # fmt: skip
     else:
         found = _find_batch_size(
-            options(BatchSizeSearch, chosen, "finder"), trainer, task, datamodule
+            options(BatchSizeSearch, section, "finder"), trainer, task, datamodule
         )
         record = {"batch_size": found.value, "overrides": found.overrides, "note": found.note}
         (folder / "batch_size_finder.json").write_text(json.dumps(record, indent=2))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from geopak.errors import ConfigError
 from geopak.geo.distance import haversine_km
+from geopak.schema.monitoring import HealthOptions
 
 if TYPE_CHECKING:
     from geopak.task import GeolocationTask
@@ -27,55 +27,6 @@ log = logging.getLogger(__name__)
 RECORD_NAME = "health.json"
 # A cell of one place has no room for an offset; float32 degrees tell metres apart.
 _SMALLEST_BOUND_KM = 0.05
-
-
-@dataclass(frozen=True)
-class HealthOptions:
-    """When to stop and when to warn; ``None`` switches a check off.
-
-    Attributes:
-        check_every_n_steps: steps between two looks at whether loss and gradients are finite, on a
-            GPU; elsewhere every step is looked at.
-        after_epochs: the first epoch that may be warned of.
-        repeat_epochs: a warning is repeated after so many epochs.
-        province_collapse: of a province, both recall and predictions per photo below this.
-        province_min_photos: provinces with fewer val photos are not judged.
-        province_swallow: share of all other provinces' photos that a province takes.
-        auxiliary_share: of the total loss, over an epoch.
-        offset_bound: mean length of the true cell's offset, as a share of its bound.
-        gate_extreme: mean weight of either encoder in the fusion.
-        gate_flat_extreme: the same, where the gate says the same of every photo.
-        gate_flat_std: standard deviation over photos below which it does.
-    """
-
-    check_every_n_steps: int | None = 1
-    after_epochs: int = 2
-    repeat_epochs: int = 5
-    province_collapse: float | None = 0.05
-    province_min_photos: int = 5
-    province_swallow: float | None = 0.8
-    auxiliary_share: float | None = 0.5
-    offset_bound: float | None = 0.9
-    gate_extreme: float | None = 0.02
-    gate_flat_extreme: float | None = 0.1
-    gate_flat_std: float = 0.005
-
-    def __post_init__(self) -> None:
-        if self.check_every_n_steps is not None and self.check_every_n_steps < 1:
-            raise ConfigError(
-                f"callbacks.health.check_every_n_steps={self.check_every_n_steps} must be at least "
-                "1, or null: not at all."
-            )
-        for name in ("after_epochs", "repeat_epochs", "province_min_photos"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"callbacks.health.{name}={getattr(self, name)}: at least 1.")
-        for name in (
-            "province_collapse", "province_swallow", "auxiliary_share", "offset_bound",
-            "gate_extreme", "gate_flat_extreme", "gate_flat_std",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"callbacks.health.{name}={value} must lie between 0 and 1.")
 
 
 def add_to_record(folder: Path, section: str, entries: Sequence[Mapping[str, Any]]) -> None:

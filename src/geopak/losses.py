@@ -9,44 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geopak.errors import ConfigError, nearest_name
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km, haversine_km_array
 from geopak.geo.region import Region
+from geopak.schema.training import LOSS_TERMS, LossOptions
 from geopak.types import Batch, ModelOutput
-
-TERMS = ("province", "cell", "offset", "auxiliary")
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Weights of the terms and what shapes them.
-
-    Attributes:
-        province, cell, offset, auxiliary: weights in the total.
-        offset_ramp_epochs: the offset's weight rises linearly to its full value at this epoch.
-        offset_scale_km, auxiliary_scale_km: distances enter the total divided by these.
-        class_weight_beta: β of the effective number of samples (Cui et al., 2019).
-    """
-
-    province: float = 0.5
-    cell: float = 1.0
-    offset: float = 1.0
-    auxiliary: float = 0.1
-    offset_ramp_epochs: int = 5
-    offset_scale_km: float = 10.0
-    auxiliary_scale_km: float = 100.0
-    class_weight_beta: float = 0.999
-
-    def __post_init__(self) -> None:
-        for name in TERMS:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loss.{name} must not be negative.")
-        for name in ("offset_scale_km", "auxiliary_scale_km"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"loss.{name} must be positive.")
-        if not 0 <= self.class_weight_beta < 1:
-            raise ConfigError("loss.class_weight_beta must be in [0, 1).")
 
 
 def effective_number_weights(count: Tensor, beta: float) -> Tensor:
@@ -105,9 +72,6 @@ class GeolocationLoss(nn.Module):
         cells: gives centers, neighbours and train counts.
         options: weights and scales.
         terms: the terms in use; a phase that trains no cell head leaves ``cell`` out.
-
-    Raises:
-        ConfigError: no term, or an unknown one.
     """
 
     class_weight: Tensor
@@ -120,17 +84,9 @@ class GeolocationLoss(nn.Module):
         region: Region,
         cells: CellTable,
         options: LossOptions,
-        terms: tuple[str, ...] = TERMS,
+        terms: tuple[str, ...] = LOSS_TERMS,
     ) -> None:
         super().__init__()
-        for term in terms:
-            if term not in TERMS:
-                raise ConfigError(
-                    f"phase.losses names {term!r}.{nearest_name(term, TERMS)} "
-                    f"Known: {', '.join(TERMS)}."
-                )
-        if not terms:
-            raise ConfigError(f"phase.losses is empty. Known: {', '.join(TERMS)}.")
         self.options = options
         self.terms = terms
         count = torch.zeros(region.num_provinces, dtype=torch.long)

@@ -18,12 +18,13 @@ from torchmetrics import MeanMetric
 from geopak.errors import ConfigError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
-from geopak.losses import GeolocationLoss, LossOptions, LossValue
+from geopak.losses import GeolocationLoss, LossValue
 from geopak.metrics import GeolocationMetrics
-from geopak.models.decode import DecodingOptions, cell_rank, decode
+from geopak.models.decode import cell_rank, decode
 from geopak.models.geolocator import Geolocator
 from geopak.models.sharding import is_sharded, shard
-from geopak.phases import Phase, set_up_training, trainable_parameters
+from geopak.phases import set_up_training, trainable_parameters
+from geopak.schema.training import DecodingOptions, LossOptions, Phase
 from geopak.types import Batch, ModelOutput
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from geopak.finders import Suggestion
     from geopak.geo.boundaries import Outlines
     from geopak.geo.region import Region
-    from geopak.phases import Phase
     from geopak.runs import Start
+    from geopak.schema.training import Phase
     from geopak.task import GeolocationTask
 
 log = logging.getLogger(__name__)

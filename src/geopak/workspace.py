@@ -34,8 +34,7 @@ def build_workspace(region: Region, entity: str, project: str, name: str) -> Wor
         raise ConfigError(
             "The workspace needs the package wandb-workspaces: pip install 'geopak[wandb]'."
         ) from error
-    from geopak.losses import TERMS
-    from geopak.metrics import THRESHOLDS_KM
+    from geopak.schema.training import LOSS_TERMS, THRESHOLDS_KM
     from geopak.tracking import panels
 
     def lines(title: str, *metrics: str, log_y: bool = False) -> Any:
@@ -58,8 +57,8 @@ def build_workspace(region: Region, entity: str, project: str, name: str) -> Wor
         ],
         "Training": [
             lines("loss", "train/loss"),
-            lines("terms", *(f"train/loss/{term}" for term in TERMS), log_y=True),
-            lines("shares of the loss", *(f"train/share/{term}" for term in TERMS)),
+            lines("terms", *(f"train/loss/{term}" for term in LOSS_TERMS), log_y=True),
+            lines("shares of the loss", *(f"train/share/{term}" for term in LOSS_TERMS)),
             lines("learning rates", *(f"lr-AdamW/{g}" for g in ("heads", "semantic", "scene"))),
         ],
         "Gate": [

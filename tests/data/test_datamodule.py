@@ -8,7 +8,6 @@ import lightning as L
 import pytest
 import torch
 
-from geopak.data.augment import SAFE
 from geopak.data.datamodule import GeopakDataModule, LoadingOptions
 from geopak.data.dataset import PreparedSet
 from geopak.errors import ConfigError
@@ -206,7 +205,7 @@ def test_quotas_that_do_not_fit_the_batch_are_refused_before_anything_is_loaded(
 def test_an_unsafe_transform_is_refused_unless_permitted(
     prepared: PreparedSet, region: Region
 ) -> None:
-    augmentation = {**SAFE, "horizontal_flip": 0.5}
+    augmentation = {"horizontal_flip": 0.5}
     with pytest.raises(ConfigError, match="not geography-safe"):
         make(prepared, region, augmentation=augmentation)
     make(prepared, region, augmentation=augmentation, allow_unsafe=True)

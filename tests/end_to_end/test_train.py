@@ -188,8 +188,8 @@ def test_quotas_that_do_not_fit_the_batch_are_refused(home: Path, command: Comma
 
 def test_an_unknown_key_is_refused_with_the_nearest(home: Path, command: Command) -> None:
     outcome = command("train", "phase=0", "phase.lr.head=1e-3")
-    assert outcome.status == 1
-    assert "Did you mean 'phase.lr.heads'?" in outcome.text
+    assert outcome.status == 2
+    assert "Did you mean 'phase.lr.heads' (conf/phase/0.yaml)?" in outcome.text
 
 
 def test_an_unprepared_folder_names_the_command(

@@ -23,9 +23,10 @@ from geopak.cli import compose
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
 from geopak.options import plain
+from geopak.schema.monitoring import WandbOptions
 from geopak.tracking import panels
 from geopak.tracking.logger import RunLogger
-from geopak.tracking.run import ParentRun, RunPlan, WandbOptions
+from geopak.tracking.run import ParentRun, RunPlan
 from geopak.workspace import build_workspace
 
 from .conftest import TINY, Outcome, run_command

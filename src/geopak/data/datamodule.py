@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -26,8 +26,6 @@ from geopak.data.features import (
     ImageEncoder,
     Pictures,
     cached_features,
-    check_cache_choice,
-    check_feature_options,
 )
 from geopak.data.sampler import (
     BalancedBatchSampler,
@@ -45,93 +43,8 @@ from geopak.data.shards import (
 )
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.region import Region
+from geopak.schema.loading import LoadingOptions
 from geopak.types import Batch
-
-
-@dataclass(frozen=True)
-class LoadingOptions:
-    """How photos become batches.
-
-    Attributes:
-        batch_size: photos a batch and device.
-        batches_per_epoch: training batches of ``reference_batch`` photos an epoch, over all
-            devices, see :func:`geopak.data.sampler.batches_per_rank`; ``None``: as many photos as
-            there are.
-        reference_batch: photos; ``None``: of ``batch_size``.
-        sampling: ``balanced`` (quotas of the region) or ``random``.
-        num_workers: loader processes; unused with the memory cache.
-        memory_cache: keep decoded photos in memory: ``true``, ``false``, or ``auto`` (if they fit
-            into ``memory_cache_gb``).
-        memory_cache_gb: limit of ``auto``, in 10⁹ bytes.
-        feature_cache: train from features that are encoded once, where the encoders are frozen:
-            ``true``, ``false``, or ``auto`` (if the training would take more encodings).
-        feature_views: augmented views of every train photo in the cache.
-        feature_dtype: ``float32``, ``float16`` or ``bfloat16``, of the cache on disk.
-        feature_draw: another number draws other views.
-        feature_folder: of the caches; runs that share it share them.
-        shards: folder or URL of tar shards that give the photos; ``None``: they are read from their
-            files.
-        shard_group: shards of a province that a loader process holds at a time, undecoded.
-        load_margin: training photos are loaded this much larger than the model's input, so that
-            random crops do not enlarge.
-        augmentation: settings of :class:`geopak.data.augment.Augmenter`.
-        allow_unsafe: permit transforms that are not geography-safe.
-        seed: of sampling and augmentation.
-    """
-
-    batch_size: int = 64
-    batches_per_epoch: int | None = 1300
-    reference_batch: int | None = None
-    sampling: str = "balanced"
-    num_workers: int = 4
-    memory_cache: str = "auto"
-    memory_cache_gb: float = 2.0
-    feature_cache: str = "auto"
-    feature_views: int = 4
-    feature_dtype: str = "float32"
-    feature_draw: int = 0
-    feature_folder: str = "features"
-    shards: str | None = None
-    shard_group: int = 2
-    load_margin: float = 1.15
-    augmentation: dict[str, Any] = field(default_factory=dict)
-    allow_unsafe: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size={self.batch_size} must be at least 1.")
-        if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
-            raise ConfigError("data.batches_per_epoch must be at least 1, or null.")
-        if self.reference_batch is not None and self.reference_batch < 1:
-            raise ConfigError("data.reference_batch must be at least 1.")
-        if self.sampling not in ("balanced", "random"):
-            raise ConfigError(f"data.sampling={self.sampling!r}: use balanced or random.")
-        if self.num_workers < 0:
-            raise ConfigError(f"data.num_workers={self.num_workers} must be 0 or more.")
-        for name in ("memory_cache", "feature_cache"):
-            check_cache_choice(f"data.{name}", getattr(self, name))
-        check_feature_options(self.feature_views, self.feature_dtype, self.feature_draw)
-        if self.load_margin < 1:
-            raise ConfigError(f"data.load_margin={self.load_margin} must be at least 1.")
-        if self.shard_group < 1:
-            raise ConfigError(f"data.shard_group={self.shard_group} must be at least 1.")
-        if self.shards is not None:
-            self._check_streaming()
-
-    def _check_streaming(self) -> None:
-        """Raises a ConfigError where shards cannot do what is asked for."""
-        if self.sampling != "balanced":
-            raise ConfigError(
-                f"data.sampling={self.sampling} needs photo files: shards give balanced batches "
-                "alone. Use data.sampling=balanced, or data=photos."
-            )
-        for name in ("memory_cache", "feature_cache"):
-            if getattr(self, name) == "true":
-                raise ConfigError(
-                    f"data.{name}=true needs photo files, and data=shards streams. Use "
-                    f"data.{name}=false, or data=photos."
-                )
 
 
 class GeopakDataModule(L.LightningDataModule):

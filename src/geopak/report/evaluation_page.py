@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from geopak.geo.region import Region
-from geopak.metrics import THRESHOLDS_KM
 from geopak.report.figures import format_km, rule_title
 from geopak.report.groups import FEW_GROUPS, FEW_PHOTOS
 from geopak.report.page import Page, Section, Table
+from geopak.schema.training import THRESHOLDS_KM
 
 _TEACHER_FORCED = (
     "The teacher-forced distance is measured after telling the model the true cell, so that only "

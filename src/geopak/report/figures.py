@@ -19,7 +19,6 @@ from PIL import Image, ImageOps
 
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
-from geopak.metrics import THRESHOLDS_KM
 from geopak.report.maps import draw_circles_km, draw_provinces, province_colors
 from geopak.report.style import (
     GRID,
@@ -31,6 +30,7 @@ from geopak.report.style import (
     set_title,
     tidy_axes,
 )
+from geopak.schema.training import THRESHOLDS_KM
 
 log = logging.getLogger(__name__)
 

@@ -12,65 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geopak.checkpoint import run_folder
-from geopak.errors import CheckpointError, ConfigError, nearest_name
+from geopak.errors import CheckpointError, ConfigError
+from geopak.schema.monitoring import WandbOptions
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "offline", "online")
 STATE_FILE = "wandb_run.json"
-
-
-@dataclass(frozen=True)
-class WandbOptions:
-    """``conf/logger/wandb.yaml``.
-
-    Args:
-        project: of W&B.
-        entity: user or team; ``None``: the default of the API key.
-        group: that runs of one experiment share.
-        name: of the run.
-        mode: ``offline``; ``online``; ``auto``: online where an API key is configured.
-        tags: beside those of the model, the region and the phase.
-        log_checkpoints: whether ``best`` and ``last`` become model artifacts.
-        figures_every_n_epochs: how often figures and the table of photos are made; always at the
-            end.
-        table_photos: of each kind (best, worst, random) in the table.
-        init_timeout_s: the longest that the start waits for the server.
-        call_timeout_s: the longest that a training waits for W&B's own process.
-        finish_timeout_s: the longest that the end waits for uploads.
-
-    Raises:
-        ConfigError: a value that cannot work.
-    """
-
-    project: str
-    group: str
-    name: str
-    entity: str | None = None
-    mode: str = "auto"
-    tags: tuple[str, ...] = ()
-    log_checkpoints: bool = True
-    figures_every_n_epochs: int = 5
-    table_photos: int = 8
-    init_timeout_s: float = 30.0
-    call_timeout_s: float = 30.0
-    finish_timeout_s: float = 600.0
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(
-                f"logger.mode={self.mode!r} is unknown.{nearest_name(self.mode, MODES)} "
-                f"Known: {', '.join(MODES)}."
-            )
-        for key in (
-            "figures_every_n_epochs",
-            "table_photos",
-            "init_timeout_s",
-            "call_timeout_s",
-            "finish_timeout_s",
-        ):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"logger.{key}={getattr(self, key)} must be more than 0.")
 
 
 def choose_mode(mode: str) -> str:
