@@ -24,6 +24,7 @@ from geopak.checkpoint import (
     model_description,
     read_checkpoint,
     read_matching,
+    shared_overrides,
 )
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.boundaries import Outlines
@@ -43,6 +44,7 @@ from geopak.models.encoders import (
 from geopak.models.geolocator import Geolocator, HeadSizes
 from geopak.options import options, plain
 from geopak.phases import Phase, learning_rate_scale, with_scaled_rates
+from geopak.sweeps.trials import FAILED, TRIAL_VARIABLE, newest_trial
 
 if TYPE_CHECKING:
     import lightning as L
@@ -130,7 +132,15 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
         return Path(cfg.init_from).expanduser()
     if phase.parent is None:
         return None
-    return find_parent(Path(cfg.paths.outputs) / cfg.name, phase.parent, overrides)
+    run_root, shared = Path(cfg.paths.outputs) / cfg.name, shared_overrides(overrides)
+    trial = newest_trial(run_root, phase.parent, lambda theirs: shared_overrides(theirs) == shared)
+    if trial is not None and trial.state == FAILED:
+        raise CheckpointError(
+            f"This run starts from phase {phase.parent} with the same overrides, and that failed "
+            f"in {trial.folder}: {trial.error} No other run takes its place; mend it, or pass "
+            "init_from=CHECKPOINT."
+        )
+    return find_parent(run_root, phase.parent, overrides)
 
 
 def start_weights(
@@ -403,6 +413,7 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
         built.append(callbacks.LearningRateMonitor(logging_interval="step"))
     if section.progress_bar:
         built.append(callbacks.RichProgressBar(leave=False))
+    built += study_callbacks(phase.monitor)
     if section.early_stopping_patience:
         built.append(
             callbacks.EarlyStopping(
@@ -432,6 +443,23 @@ def build_logger(cfg: DictConfig, folder: Path) -> Any:
         logger.log_hyperparams(plain(cfg))
         return logger
     raise ConfigError(f"logger.kind={kind!r} is unknown. Known: csv, wandb.")
+
+
+def study_callbacks(monitor: str) -> list[L.Callback]:
+    """The callback that prunes, in a run of a study of Optuna."""
+    if TRIAL_VARIABLE not in os.environ:
+        return []
+    from hydra.core.hydra_config import HydraConfig
+
+    from geopak.sweeps.pruning import PruneTrial
+    from geopak.sweeps.study import current_trial
+
+    return [PruneTrial(current_trial(HydraConfig.get().sweeper), monitor)]
+
+
+def was_pruned(trainer: L.Trainer) -> bool:
+    """Whether a study has stopped the training."""
+    return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def close_loggers(trainer: L.Trainer) -> None:

@@ -204,7 +204,10 @@ def shared_overrides(overrides: Sequence[str]) -> list[str]:
 
     What belongs to one phase, one machine or one log is left out.
     """
-    own = ("phase", "init_from", "resume_from", "hydra", "trainer", "logger", "callbacks")
+    own = (
+        "phase", "init_from", "resume_from", "hydra", "trainer", "logger", "callbacks",
+        "launcher", "sweep",
+    )  # fmt: skip
     return sorted(o for o in overrides if not o.lstrip("+~").startswith(own))
 
 

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from geopak.cli import entry_point
+from geopak.cli import as_geopak_error, entry_point
+from geopak.errors import TrialPrunedError
 
 if TYPE_CHECKING:
     from geopak.task import GeolocationTask
@@ -118,6 +119,8 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
 
     keeper = trainer.checkpoint_callback
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
+    if build.was_pruned(trainer):
+        raise TrialPrunedError(score, str(best))
     if trainer.is_global_zero:
         write_run_record(
             folder,
@@ -191,16 +194,25 @@ def print_summary(
 
 
 @entry_point("train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     from geopak.checkpoint import run_folder
+    from geopak.sweeps.trials import Outcome, recorded, sweep_trial
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.resume_from:
         # The interrupted run's own folder: its best checkpoint so far is still in the running.
         folder = run_folder(cfg.resume_from)
-    return train(cfg, folder, list(HydraConfig.get().overrides.task)).score
+    overrides = list(HydraConfig.get().overrides.task)
+
+    def run() -> Outcome:
+        result = train(cfg, folder, overrides)
+        return Outcome(result.score, result.checkpoint)
+
+    start = sweep_trial(cfg, HydraConfig.get(), folder)
+    # A run of a sweep leaves a record whatever comes of it, and ends no other.
+    return run().score if start is None else recorded(start, run, as_geopak_error)
 
 
 if __name__ == "__main__":
