@@ -28,6 +28,7 @@ from geopak.checkpoint import (
     newest_finished,
     read_checkpoint,
     read_matching,
+    shared_overrides,
 )
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.boundaries import Outlines
@@ -52,6 +53,7 @@ from geopak.schema.loading import LoadingOptions
 from geopak.schema.model import HeadSizes
 from geopak.schema.monitoring import HealthOptions, WandbOptions
 from geopak.schema.training import DecodingOptions, LossOptions, Phase
+from geopak.sweeps.trials import FAILED, TRIAL_VARIABLE, newest_trial
 
 if TYPE_CHECKING:
     import lightning as L
@@ -135,9 +137,17 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
         return Path(cfg.init_from).expanduser()
     if phase.parent is None:
         return None
+    run_root, shared = Path(cfg.run_root), shared_overrides(overrides)
+    trial = newest_trial(run_root, phase.parent, lambda theirs: shared_overrides(theirs) == shared)
+    if trial is not None and trial.state == FAILED:
+        raise CheckpointError(
+            f"This run starts from phase {phase.parent} with the same overrides, and that failed "
+            f"in {trial.folder}: {trial.error} No other run takes its place; mend it, or pass "
+            "init_from=CHECKPOINT."
+        )
     if not cfg.require_parent:
-        return newest_finished(Path(cfg.run_root), phase.parent, overrides, same_only=True)
-    return find_parent(Path(cfg.run_root), phase.parent, overrides)
+        return newest_finished(run_root, phase.parent, overrides, same_only=True)
+    return find_parent(run_root, phase.parent, overrides)
 
 
 def choose_start(cfg: DictConfig, phase: Phase, folder: Path, overrides: Sequence[str]) -> Start:
@@ -475,6 +485,7 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
         built.append(callbacks.LearningRateMonitor(logging_interval="step"))
     if section.progress_bar:
         built.append(callbacks.RichProgressBar(leave=False))
+    built += study_callbacks(phase.monitor)
     if section.early_stopping_patience:
         built.append(
             LastingEarlyStopping(
@@ -535,6 +546,23 @@ def _build_run_logger(
     logger = RunLogger(plan, mode)
     logger.open()
     return [logger]
+
+
+def study_callbacks(monitor: str) -> list[L.Callback]:
+    """The callback that prunes, in a run of a study of Optuna."""
+    if TRIAL_VARIABLE not in os.environ:
+        return []
+    from hydra.core.hydra_config import HydraConfig
+
+    from geopak.sweeps.pruning import PruneTrial
+    from geopak.sweeps.study import current_trial
+
+    return [PruneTrial(current_trial(HydraConfig.get().sweeper), monitor)]
+
+
+def was_pruned(trainer: L.Trainer) -> bool:
+    """Whether a study has stopped the training."""
+    return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def close_loggers(trainer: L.Trainer) -> None:

@@ -339,7 +339,7 @@ def shared_overrides(overrides: Sequence[str]) -> list[str]:
     """
     own = (
         "phase", "init_from", "resume_from", "rerun", "hydra", "trainer", "logger", "callbacks",
-        "finder",
+        "finder", "launcher", "sweep",
     )  # fmt: skip
     return sorted(o for o in overrides if not o.lstrip("+~").startswith(own))
 

@@ -37,6 +37,24 @@ class ComparisonError(GeopakError):
     """Runs that cannot be compared: unfinished, not evaluated, or of other photos or regions."""
 
 
+class SweepError(GeopakError):
+    """A sweep or study that cannot be begun, continued or reported."""
+
+
+class TrialPrunedError(Exception):
+    """Ends a run of a study that others do better than.
+
+    Args:
+        score: its best validation value; ``None``: it has none.
+        checkpoint: of that value.
+    """
+
+    def __init__(self, score: float | None, checkpoint: str | None) -> None:
+        super().__init__(f"others were better at this epoch; its best was {score}")
+        self.score = score
+        self.checkpoint = checkpoint
+
+
 class FeatureCacheError(GeopakError):
     """A feature cache that cannot be made or used: no room, no access, or values it cannot hold."""
 

@@ -38,7 +38,7 @@ _NOTHING = {".hydra", _LOCK}
 _CHOICE = "GEOPAK_RUN_START"
 # Overrides that a run may be continued with or without: they change no result.
 _NO_MATTER = (
-    "resume_from", "hydra", "logger", "callbacks.progress_bar",
+    "resume_from", "hydra", "launcher", "logger", "callbacks.progress_bar",
     "callbacks.checkpoint_every_n_batches", "trainer.devices", "trainer.num_nodes",
     "trainer.heartbeat_s", "trainer.timeout_s",
 )  # fmt: skip

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from geopak.cli import entry_point
+from geopak.cli import as_geopak_error, entry_point
+from geopak.errors import TrialPrunedError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -246,6 +247,8 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
 
     keeper = trainer.checkpoint_callback
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
+    if build.was_pruned(trainer):
+        raise TrialPrunedError(score, str(best))
     if trainer.is_global_zero:
         write_run_record(
             training.folder,
@@ -321,20 +324,28 @@ def print_summary(
 
 
 @entry_point("train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     from geopak import rerun
     from geopak.runs import removed_if_unused
+    from geopak.sweeps.trials import Outcome, recorded, sweep_trial
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = list(HydraConfig.get().overrides.task)
     if cfg.rerun.of:
         overrides = rerun.all_overrides(cfg.rerun.of, overrides)
-    with removed_if_unused(folder):
+
+    def run() -> Outcome:
         if cfg.finder is not None:
-            return find(cfg, folder, overrides).value
-        return train(cfg, folder, overrides).score
+            return Outcome(find(cfg, folder, overrides).value, None)
+        result = train(cfg, folder, overrides)
+        return Outcome(result.score, result.checkpoint)
+
+    with removed_if_unused(folder):
+        start = sweep_trial(cfg, HydraConfig.get(), folder)
+        # A run of a sweep leaves a record whatever comes of it, and ends no other.
+        return run().score if start is None else recorded(start, run, as_geopak_error)
 
 
 if __name__ == "__main__":
