@@ -29,6 +29,7 @@ from geopak.checkpoint import (
     read_checkpoint,
     read_matching,
     shared_overrides,
+    with_choices,
 )
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.boundaries import Outlines
@@ -90,7 +91,11 @@ def build_model(config: Mapping[str, Any], region: Region, cells: CellTable) -> 
     Args:
         config: plain ``model`` section.
         region, cells: give the classes and the cell geometry.
+
+    Raises:
+        ConfigError: a choice that there is not.
     """
+    config = with_choices(config)
     image_size = config["image_size"]
     semantic = config["semantic"]
     scene = config["scene"]
@@ -102,6 +107,9 @@ def build_model(config: Mapping[str, Any], region: Region, cells: CellTable) -> 
         options(HeadSizes, config["sizes"], "model.sizes"),
         gate_bias=config["fusion"]["gate_bias"],
         image_size=image_size,
+        fusion=config["fusion"]["kind"],
+        cell_heads=config["cell_heads"],
+        offset_bound=config["offset"]["bound"],
     )
 
 
@@ -204,7 +212,7 @@ def model_identity(
     """What a checkpoint carries beside weights: enough to predict from it alone."""
     description = model_description(model_config) | {
         "name": model_config["name"],
-        "fusion": model_config["fusion"],
+        "fusion": with_choices(model_config)["fusion"],
     }
     return {
         "format": FORMAT,

@@ -213,7 +213,8 @@ def read_matching(
         if theirs[part] != ours[part]:
             raise CheckpointError(
                 f"{path} holds the model {identity['model']['name']!r} with another {part}: "
-                f"{theirs[part]} instead of {ours[part]}. Choose the same model= as its run."
+                f"{theirs[part]} instead of {ours[part]}. Choose the same model= and experiment= "
+                "as its run."
             )
     if CellTable.from_dict(identity["cells"]).fingerprint() != cells.fingerprint():
         raise CheckpointError(
@@ -301,11 +302,25 @@ def model_description(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Where pretrained weights lie and the rates they adapt at are no part of it.
     """
+    config = with_choices(config)
     return {
         "image_size": config["image_size"],
         "semantic": {"shape": config["semantic"]["shape"]},
         "scene": {"shape": config["scene"]["shape"]},
         "sizes": config["sizes"],
+        "fusion": {"kind": config["fusion"]["kind"]},
+        "cell_heads": config["cell_heads"],
+        "offset": config["offset"],
+    }
+
+
+def with_choices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``model`` section with all its choices: older checkpoints carry none but the published."""
+    return {
+        "cell_heads": "per_province",
+        **config,
+        "fusion": {"kind": "gated", **config["fusion"]},
+        "offset": {"bound": "smooth", **config.get("offset", {})},
     }
 
 

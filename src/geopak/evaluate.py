@@ -5,6 +5,7 @@ The only command that opens the test split.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from geopak.build import Trained
     from geopak.data.dataset import PreparedSet
     from geopak.report.evaluation import Evaluation
+    from geopak.retrieval import NearestPhotos
     from geopak.types import Batch
 
 log = logging.getLogger(__name__)
@@ -98,11 +100,12 @@ def run_model(
     import numpy as np
     import torch
 
-    from geopak.models.decode import RULES, cell_rank, decode
+    from geopak.models.decode import cell_rank, compared_rules, decode
     from geopak.report.evaluation import Evaluation
     from geopak.report.groups import group_photos
 
     model, cells = trained.model, trained.cells
+    rules = compared_rules(trained.decoding.rule)
     device = model.cell_center_deg.device
     photos = prepared.photos.iloc[rows]
     latlon = photos[["latitude", "longitude"]].to_numpy(float)
@@ -121,7 +124,7 @@ def run_model(
                 output = model.heads(batch["features"].to(device).float())
             else:
                 output = model(batch["image"].to(device).float() / 255)
-            decoded = decode(model, output, trained.decoding, list(RULES))
+            decoded = decode(model, output, trained.decoding, rules)
             main = decoded[trained.decoding.rule]
             parts.append(
                 {f"rule/{rule}": d.latlon_deg for rule, d in decoded.items()}
@@ -147,7 +150,7 @@ def run_model(
         province_id=province_id,
         cell_id=cell_id,
         urban=cells.urban[cell_id],
-        predicted_latlon_deg={rule: found[f"rule/{rule}"] for rule in RULES},
+        predicted_latlon_deg={rule: found[f"rule/{rule}"] for rule in rules},
         rule=trained.decoding.rule,
         province_prob=found["province_prob"],
         cell_rank=found["cell_rank"].astype(np.int64),
@@ -158,6 +161,17 @@ def run_model(
         hypothesis_probability=found["probability"],
         gate=found["gate"],
         groups=group_photos(photos),
+    )
+
+
+def look_up(
+    cfg: DictConfig, trained: Trained, prepared: PreparedSet, rows: NDArray[np.int64]
+) -> NearestPhotos:
+    """Each photo's most similar train photo, for the baseline of ``retrieval=true``."""
+    from geopak.retrieval import nearest_train_photos
+
+    return nearest_train_photos(
+        trained.model, prepared, rows, cfg.feature_folder, int(cfg.num_workers)
     )
 
 
@@ -184,6 +198,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     rows = prepared.rows(cfg.split)
     loader = photo_loader(cfg, trained, prepared, rows)
     evaluation = run_model(trained, prepared, rows, loader)
+    if cfg.retrieval:
+        nearest = look_up(cfg, trained, prepared, rows)
+        evaluation = dataclasses.replace(evaluation, nearest=nearest)
     folder = Path(cfg.out) if cfg.out else checkpoint.parent.parent / f"report-{cfg.split}"
     context = {
         "checkpoint": checkpoint.name,

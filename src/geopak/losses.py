@@ -71,7 +71,11 @@ class GeolocationLoss(nn.Module):
         region: gives τ per province.
         cells: gives centers, neighbours and train counts.
         options: weights and scales.
-        terms: the terms in use; a phase that trains no cell head leaves ``cell`` out.
+        terms: of a phase; one that trains no cell head leaves ``cell`` out. A weight of 0 takes
+            a term out as well.
+
+    Raises:
+        ConfigError: see :meth:`LossOptions.used`.
     """
 
     class_weight: Tensor
@@ -88,11 +92,14 @@ class GeolocationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
-        self.terms = terms
+        self.terms = options.used(terms)
         count = torch.zeros(region.num_provinces, dtype=torch.long)
         count.index_add_(0, torch.tensor(cells.province_id), torch.tensor(cells.count))
         tau = torch.tensor([p.tau_km for p in region.provinces])
         cell_id, q = soft_cell_labels(cells, tau)
+        if not options.soft_labels:
+            q = torch.zeros_like(q)
+            q[:, 0] = 1
         weight = effective_number_weights(count, options.class_weight_beta)
         # Made from the cell table, which the checkpoint has already: not stored twice.
         for name, value in (
@@ -110,9 +117,13 @@ class GeolocationLoss(nn.Module):
         )
 
     def cell(self, output: ModelOutput, batch: Batch) -> Tensor:
-        """Mean KL(q ‖ p) over the cells of the true province."""
+        """Mean KL(q ‖ p) over the cells of the true province, or of the region."""
         target = batch["cell_id"]
         log_p = output.cell_log_prob.gather(1, self.soft_cell_id[target])
+        if self.options.cell_target == "region":
+            # Labels lie in the true province alone.
+            log_province = output.province_logits.log_softmax(-1)
+            log_p = log_p + log_province.gather(1, batch["province_id"].unsqueeze(1))
         cross_entropy = -(self.soft_q[target] * log_p).sum(-1)
         return (cross_entropy - self.soft_entropy[target]).mean()
 

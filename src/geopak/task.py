@@ -87,7 +87,7 @@ class GeolocationTask(L.LightningModule):
         self.optimizer_options = dict(optimizer)
         self.identity = identity
         self.num_steps = num_steps
-        self.trainable = set_up_training(model, phase, encoders_pretrained)
+        self.trainable = set_up_training(model, phase, encoders_pretrained, loss_options)
         self.loss = GeolocationLoss(region, cells, loss_options, tuple(phase.losses))
         self.ramp_epochs = loss_options.offset_ramp_epochs
         self.val_metrics = GeolocationMetrics([p.key for p in region.provinces])
@@ -247,6 +247,8 @@ class GeographicStructure(GeolocationTask):
     """Phase 1: all heads learn the hierarchy on top of frozen encoders."""
 
     def locate_true_cell(self, output: ModelOutput, batch: Batch) -> Tensor | None:
+        if "offset" not in self.loss.terms:
+            return None
         return self.model.locate(output.fused, batch["cell_id"])
 
 

@@ -37,7 +37,8 @@ class ModelOutput:
         province_logits: (B, P), already divided by the temperature.
         cell_log_prob: (B, N) log P(cell | province), normalised within every province.
         fused: (B, 512) fused embedding.
-        gate: (B,) weight of the scene encoder in the fusion, in (0, 1).
+        gate: (B,) weight of the scene encoder in the fusion, in (0, 1); without a gate a constant:
+            0.5 where both encoders are fused, 0 or 1 where one is left out.
         aux_latlon_deg: (B, 2) coordinate of the auxiliary head, degrees.
     """
 

@@ -122,6 +122,16 @@ RULES: dict[str, Rule] = {
     "geometric_median": decode_geometric_median,
     "max_within_km": decode_max_within_km,
 }
+REGRESSION = "regression"
+
+
+def compared_rules(own: str) -> list[str]:
+    """The rules that an evaluation shows side by side, the model's own among them.
+
+    Regression is shown only where it is the model's own: trained at a tenth of the total, the
+    auxiliary head is no answer of the others.
+    """
+    return [*RULES, *({own} - RULES.keys())]
 
 
 @torch.no_grad()
@@ -149,7 +159,10 @@ def decode(
     mass = joint_log_prob(output, model.cell_province_id).exp()
     decoded = {}
     for rule in rules or (options.rule,):
-        place = RULES[rule](points, probability, options.within_km)
+        if rule == REGRESSION:
+            place = output.aux_latlon_deg.float()
+        else:
+            place = RULES[rule](points, probability, options.within_km)
         center_km = haversine_km(place.unsqueeze(1), model.cell_center_deg)
         confidence = (mass * (center_km <= options.confidence_km)).sum(-1).clamp(max=1.0)
         decoded[rule] = Decoded(place, cell_id, points, probability, confidence)

@@ -9,28 +9,32 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from geopak.errors import ConfigError, nearest_name
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import move_km
 from geopak.geo.region import Region
 from geopak.models.compiling import is_compiled
 from geopak.models.encoders import Encoder
 from geopak.models.freezing import keep_frozen_in_eval
-from geopak.models.fusion import GatedFusion, Projection
+from geopak.models.fusion import FUSED_ENCODERS, Projection, make_fusion
 from geopak.models.heads import (
+    OFFSET_BOUNDS,
     AuxiliaryHead,
     CellHeads,
+    FlatHead,
     OffsetHead,
     ProvinceHead,
-    bounded_offset_km,
 )
 from geopak.schema.model import HeadSizes
 from geopak.types import ModelOutput
 
 EMBEDDING_STD = 0.01
+CELL_HEADS = ("per_province", "flat")
+NO_OFFSET = "none"
 
 
 class Geolocator(nn.Module):
-    """Two encoders, gated fusion, and the hierarchy of heads over a fixed cell table.
+    """Two encoders, their fusion, and the hierarchy of heads over a fixed cell table.
 
     Args:
         semantic, scene: the encoders.
@@ -39,6 +43,14 @@ class Geolocator(nn.Module):
         sizes: widths of the heads.
         gate_bias: start of the fusion gate's bias.
         image_size: side of the square input, pixels.
+        fusion: a kind of :data:`geopak.models.fusion.FUSED_ENCODERS`.
+        cell_heads: ``per_province``: a province head, and a head for the cells of each province;
+            ``flat``: one softmax over all cells, see :class:`geopak.models.heads.FlatHead`.
+        offset_bound: of :data:`geopak.models.heads.OFFSET_BOUNDS`, or ``none``: every position is
+            its cell's center.
+
+    Raises:
+        ConfigError: a choice that there is not.
     """
 
     cell_center_deg: Tensor
@@ -54,25 +66,56 @@ class Geolocator(nn.Module):
         sizes: HeadSizes,
         gate_bias: float,
         image_size: int,
+        fusion: str = "gated",
+        cell_heads: str = "per_province",
+        offset_bound: str = "smooth",
     ) -> None:
         super().__init__()
+        for key, choice, known in (
+            ("model.fusion.kind", fusion, tuple(FUSED_ENCODERS)),
+            ("model.cell_heads", cell_heads, CELL_HEADS),
+            ("model.offset.bound", offset_bound, (*OFFSET_BOUNDS, NO_OFFSET)),
+        ):
+            if choice not in known:
+                raise ConfigError(
+                    f"{key}={choice!r} is unknown.{nearest_name(str(choice), known)} "
+                    f"Known: {', '.join(known)}."
+                )
         self.image_size = image_size
         self.semantic = semantic
         self.scene = scene
-        self.semantic_projection = Projection(semantic.dim, sizes.dim)
-        self.scene_projection = Projection(scene.dim, sizes.dim)
-        self.fusion = GatedFusion(sizes.dim, gate_bias)
-        self.province_head = ProvinceHead(
-            sizes.dim, sizes.province_hidden, region.num_provinces, sizes.dropout, temperature=1.0
-        )
+        self.fused_encoders = FUSED_ENCODERS[fusion]
+        self.offset_bound = offset_bound
+        projections = {
+            name: Projection(encoder.dim, sizes.dim) if name in self.fused_encoders else None
+            for name, encoder in (("semantic", semantic), ("scene", scene))
+        }
+        self.semantic_projection = projections["semantic"]
+        self.scene_projection = projections["scene"]
+        self.fusion = make_fusion(fusion, sizes.dim, gate_bias)
         starts = cells.province_start(region.num_provinces)
-        self.cell_heads = CellHeads(
-            sizes.dim,
-            [int(n) for n in starts[1:] - starts[:-1]],
-            sizes.cell_hidden_small,
-            sizes.cell_hidden_large,
-            sizes.cell_hidden_large_from,
-        )
+        cells_per_province = [int(n) for n in starts[1:] - starts[:-1]]
+        self.province_head: ProvinceHead | FlatHead
+        self.cell_heads: CellHeads | None = None
+        if cell_heads == "flat":
+            self.province_head = FlatHead(
+                sizes.dim, cells_per_province, sizes.cell_hidden_large, temperature=1.0
+            )
+        else:
+            self.province_head = ProvinceHead(
+                sizes.dim,
+                sizes.province_hidden,
+                region.num_provinces,
+                sizes.dropout,
+                temperature=1.0,
+            )
+            self.cell_heads = CellHeads(
+                sizes.dim,
+                cells_per_province,
+                sizes.cell_hidden_small,
+                sizes.cell_hidden_large,
+                sizes.cell_hidden_large_from,
+            )
         self.cell_embedding = nn.Embedding(cells.num_cells, sizes.cell_embedding)
         self.province_embedding = nn.Embedding(region.num_provinces, sizes.province_embedding)
         for embedding in (self.cell_embedding, self.province_embedding):
@@ -106,14 +149,19 @@ class Geolocator(nn.Module):
         return self
 
     def groups(self) -> dict[str, Sequence[nn.Module]]:
-        """The partition of all parameters by which phases say what trains."""
+        """The partition of all parameters by which phases say what trains.
+
+        A flat head, which tells provinces apart too, is the ``province_head``, and ``cell_heads``
+        are none.
+        """
+        projections = (self.semantic_projection, self.scene_projection)
         return {
             "semantic": [self.semantic],
             "scene": [self.scene],
-            "projections": [self.semantic_projection, self.scene_projection],
+            "projections": [p for p in projections if p is not None],
             "gate": [self.fusion],
             "province_head": [self.province_head],
-            "cell_heads": [self.cell_heads],
+            "cell_heads": [] if self.cell_heads is None else [self.cell_heads],
             "embeddings": [self.cell_embedding, self.province_embedding],
             "offset_head": [self.offset_head],
             "auxiliary_head": [self.auxiliary_head],
@@ -136,13 +184,20 @@ class Geolocator(nn.Module):
         own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
         return f"{self.semantic.fingerprint()} {self.scene.fingerprint()} {own}{kind}"
 
-    def embed(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor, encoders: Sequence[str] = ("semantic", "scene")) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, semantic + scene) features of both encoders.
 
         A frozen encoder runs without gradients and stores no activations.
+
+        Args:
+            image: the photos.
+            encoders: those that run; of another the features are zeros.
         """
         features = []
-        for encoder in (self.semantic, self.scene):
+        for name, encoder in (("semantic", self.semantic), ("scene", self.scene)):
+            if name not in encoders:
+                features.append(image.new_zeros(len(image), encoder.dim))
+                continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and encoder.trains):
                 features.append(encoder(image))
         return torch.cat(features, dim=-1)
@@ -153,11 +208,18 @@ class Geolocator(nn.Module):
         Args:
             features: (B, semantic + scene), of :meth:`embed`.
         """
-        semantic, scene = features.split([self.semantic.dim, self.scene.dim], dim=-1)
-        fused, gate = self.fusion(self.semantic_projection(semantic), self.scene_projection(scene))
+        parts = features.split([self.semantic.dim, self.scene.dim], dim=-1)
+        projections = (self.semantic_projection, self.scene_projection)
+        fused, gate = self.fusion(
+            *(project(x) for project, x in zip(projections, parts, strict=True) if project)
+        )
+        if self.cell_heads is None:
+            province_logits, cell_log_prob = self.province_head(fused)
+        else:
+            province_logits, cell_log_prob = self.province_head(fused), self.cell_heads(fused)
         return ModelOutput(
-            province_logits=self.province_head(fused),
-            cell_log_prob=self.cell_heads(fused),
+            province_logits=province_logits,
+            cell_log_prob=cell_log_prob,
             fused=fused,
             gate=gate,
             aux_latlon_deg=self.auxiliary_head(fused),
@@ -165,7 +227,7 @@ class Geolocator(nn.Module):
 
     def forward(self, image: Tensor) -> ModelOutput:
         """(B, 3, H, W) in [0, 1] -> all heads but the offset, which needs a cell."""
-        return self.heads(self.embed(image))
+        return self.heads(self.embed(image, self.fused_encoders))
 
     def locate(self, fused: Tensor, cell_id: Tensor) -> Tensor:
         """Coordinate within given cells: center + bounded offset.
@@ -177,6 +239,8 @@ class Geolocator(nn.Module):
         Returns:
             (B, 2) or (B, K, 2) degrees.
         """
+        if self.offset_bound == NO_OFFSET:
+            return self.cell_center_deg[cell_id]
         if cell_id.dim() == 2:
             fused = fused.unsqueeze(1).expand(-1, cell_id.shape[1], -1)
         free = self.offset_head(
@@ -184,5 +248,5 @@ class Geolocator(nn.Module):
             self.cell_embedding(cell_id),
             self.province_embedding(self.cell_province_id[cell_id]),
         )
-        offset_km = bounded_offset_km(free, self.offset_bound_km[cell_id])
+        offset_km = OFFSET_BOUNDS[self.offset_bound](free, self.offset_bound_km[cell_id])
         return move_km(self.cell_center_deg[cell_id], offset_km)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +76,46 @@ class CellHeads(nn.Module):
         return torch.cat([head(fused).log_softmax(-1) for head in self.heads], dim=-1)
 
 
+class FlatHead(nn.Module):
+    """One softmax over all cells of the region, in place of the hierarchy.
+
+    A province is as probable as its cells together. The hidden width is that of the widest
+    :class:`CellHeads`.
+
+    Args:
+        dim: width of the fused embedding.
+        cells_per_province: number of cells of each province, in index order.
+        hidden_dim: width of the hidden layer.
+        temperature: divides the cells' logits, as it does the province logits of
+            :class:`ProvinceHead`.
+    """
+
+    def __init__(
+        self, dim: int, cells_per_province: Sequence[int], hidden_dim: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.GELU(),
+            _small_output(hidden_dim, sum(cells_per_province)),
+        )
+        self.cells_per_province = list(cells_per_province)
+        self.temperature = temperature
+
+    def forward(self, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, dim) -> (B, P) log P(province) and (B, N) log P(cell | province)."""
+        joint = (self.layers(fused) / self.temperature).log_softmax(-1)
+        parts = joint.split(self.cells_per_province, dim=-1)
+        province = [part.logsumexp(-1, keepdim=True) for part in parts]
+        within = [part - mass for part, mass in zip(parts, province, strict=True)]
+        return torch.cat(province, dim=-1), torch.cat(within, dim=-1)
+
+
 class OffsetHead(nn.Module):
     """Position within a cell, from the image, the cell's and the province's embedding.
 
-    Returns a free vector; :func:`bounded_offset_km` makes kilometres of it.
+    Returns a free vector; a function of :data:`OFFSET_BOUNDS` makes kilometres of it.
     """
 
     def __init__(
@@ -113,7 +149,7 @@ class OffsetHead(nn.Module):
 def bounded_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
     """Maps a free vector smoothly into a disc: bound · v / √(1 + |v|²).
 
-    The one bound used in training and at inference. Its gradient is finite everywhere and decays
+    The same in training and at inference. Its gradient is finite everywhere and decays
     like a power of |v|: unlike behind a clamp or a tanh, an offset far outside still learns to
     come back.
 
@@ -129,6 +165,30 @@ def bounded_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
     north, east = free.unbind(-1)
     stretched = torch.hypot(torch.hypot(north, torch.ones_like(north)), east)
     return (_INSIDE * bound_km / stretched).unsqueeze(-1) * free
+
+
+def clamped_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
+    """Clamps the length of a free vector at the bound: bound · v / max(1, |v|).
+
+    The published bound. An offset beyond it gets no gradient along its length, so that it does not
+    learn to come back.
+
+    Args:
+        free, bound_km: see :func:`bounded_offset_km`, which is the same at small lengths.
+
+    Returns:
+        (..., 2) kilometres north and east, of length at most ``bound_km``.
+    """
+    free = free.to(torch.promote_types(free.dtype, bound_km.dtype))
+    # Of the square: the gradient of a length is NaN at zero.
+    shrink = free.square().sum(-1).clamp_min(1).rsqrt()
+    return (_INSIDE * bound_km * shrink).unsqueeze(-1) * free
+
+
+OFFSET_BOUNDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "smooth": bounded_offset_km,
+    "clamp": clamped_offset_km,
+}
 
 
 class AuxiliaryHead(nn.Module):

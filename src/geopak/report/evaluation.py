@@ -22,8 +22,10 @@ from geopak.report import figures
 from geopak.report.evaluation_page import evaluation_page
 from geopak.report.groups import PhotoGroups
 from geopak.report.page import write_page
+from geopak.retrieval import NearestPhotos
 
 CONFIDENCE = 0.95
+NEAREST = "nearest_train_photo_by_encoder_features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,7 @@ class Evaluation:
         gate: (N,) weight of the scene encoder.
         groups: photos that resemble each other, which the bootstrap draws together; ``None``:
             photos are taken for independent.
+        nearest: the most similar train photos, for one more baseline.
     """
 
     id: list[str]
@@ -69,6 +72,7 @@ class Evaluation:
     hypothesis_probability: NDArray[np.float64]
     gate: NDArray[np.float64]
     groups: PhotoGroups | None = None
+    nearest: NearestPhotos | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -79,8 +83,10 @@ class Evaluation:
                 f"{', '.join(self.predicted_latlon_deg)}."
             )
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("predicted_latlon_deg", "rule", "confidence_km", "groups"):
+        for name in ("predicted_latlon_deg", "rule", "confidence_km", "groups", "nearest"):
             del columns[name]
+        if self.nearest is not None:
+            columns["nearest train photo"] = self.nearest.latlon_deg
         if self.groups is not None:
             columns["groups"] = self.groups.label
         columns |= {f"prediction by {k}": v for k, v in self.predicted_latlon_deg.items()}
@@ -117,12 +123,19 @@ class Evaluation:
         return haversine_km_array(self.predicted_latlon_deg[rule], self.latlon_deg)
 
     def baseline_errors_km(self, cells: CellTable) -> dict[str, NDArray[np.float64]]:
-        """(N,) error per trivial baseline; both know only the cells, made from train alone."""
+        """(N,) error per baseline.
+
+        The trivial ones know only the cells, made from train alone; the one of the nearest photo
+        knows the train photos and what the encoders say of them.
+        """
         centroid = metrics.province_centroid_latlon(cells, self.province_id)
-        return {
+        errors = {
             "densest_cell": haversine_km_array(metrics.densest_cell_latlon(cells), self.latlon_deg),
             "province_centroid_true": haversine_km_array(centroid, self.latlon_deg),
         }
+        if self.nearest is not None:
+            errors[NEAREST] = haversine_km_array(self.nearest.latlon_deg, self.latlon_deg)
+        return errors
 
 
 def write_report(
@@ -331,6 +344,10 @@ class _Statistics:
             out[f"{section}/macro_median_km"] = metrics.macro(
                 metrics.median_of, distance_km, self.evaluation.province_id, counts
             )
+        if self.evaluation.nearest is not None:
+            correct = self.evaluation.nearest.province_id == self.evaluation.province_id
+            accuracy = metrics.macro(metrics.mean_of, correct, self.evaluation.province_id, counts)
+            out[f"baselines/{NEAREST}/province_macro_acc"] = accuracy
         out["end_to_end/macro_median_km"] = out[f"rules/{self.evaluation.rule}/macro_median_km"]
         for section, rows in self.parts.items():
             if not len(rows):

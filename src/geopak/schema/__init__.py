@@ -22,6 +22,7 @@ _PLACES = {
     "compare": ("commands", "CompareConfig"),
     "workspace": ("commands", "WorkspaceConfig"),
     "sweep": ("commands", "SweepConfig"),
+    "ablations": ("commands", "AblationsConfig"),
     "demo": ("commands", "DemoConfig"),
 }
 COMMANDS = tuple(_PLACES)

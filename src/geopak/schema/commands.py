@@ -56,11 +56,20 @@ class EvaluateConfig:
     device: Device | None
     batch_size: Count
     num_workers: Natural
+    retrieval: bool
 
     def problems(self) -> Iterator[Problem]:
         """Everything that is well by itself, but not together."""
         if self.shards is not None and str(self.feature_cache).lower() == "true":
             yield Problem("feature_cache", "feature_cache=true is for photo files, not for shards=")
+        uncached = str(self.feature_cache).lower() == "false"
+        if self.retrieval and (self.shards is not None or uncached):
+            yield Problem(
+                "retrieval",
+                "retrieval=true keeps features of all train photos in the feature cache, and needs "
+                "their files",
+                "Leave out shards= and feature_cache=false.",
+            )
 
 
 @dataclass(frozen=True)
@@ -283,3 +292,21 @@ class SweepConfig:
     paths: Paths
     folder: str | None
     name: str
+
+
+@dataclass(frozen=True)
+class AblationsConfig:
+    """``conf/ablations.yaml``; the overrides of the runs are checked when each is composed."""
+
+    paths: Paths
+    name: str
+    root: str
+    variants: list[str]
+    retrieval: bool
+    seeds: list[Natural]
+    phases: list[Literal[0, 1, 2]]
+    jobs: Count
+    threads: Count
+    train: Mapping[Literal[0, 1, 2], list[str]]
+    evaluate: list[str]
+    page: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from geopak.errors import ConfigError
 from geopak.options import Count, NotNegative, Positive, Range
@@ -30,9 +30,17 @@ class HeadSizes:
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """How both encoders' features become one; see :class:`geopak.models.fusion.GatedFusion`."""
+    """How both encoders' features become one; see :mod:`geopak.models.fusion`."""
 
+    kind: Literal["gated", "mean", "concat", "semantic", "scene"]
     gate_bias: float
+
+
+@dataclass(frozen=True)
+class OffsetOptions:
+    """How offsets stay within their cells; see :func:`geopak.models.heads.bounded_offset_km`."""
+
+    bound: Literal["smooth", "clamp", "none"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,8 @@ class ModelOptions:
         semantic, scene: the encoders.
         lr: rates at which they adapt in phase 2.
         fusion, sizes: of what is above them.
+        cell_heads: one for every province, or a flat one over all cells.
+        offset: within a cell.
     """
 
     name: str
@@ -132,6 +142,8 @@ class ModelOptions:
     scene: SceneOptions
     lr: EncoderRates
     fusion: FusionOptions
+    cell_heads: Literal["per_province", "flat"]
+    offset: OffsetOptions
     sizes: HeadSizes
 
     def __post_init__(self) -> None:

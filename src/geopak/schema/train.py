@@ -100,6 +100,18 @@ class TrainConfig:
 
     def _phase(self) -> Iterator[Problem]:
         phase = self.phase
+        if phase.losses:
+            try:
+                used = self.loss.used(phase.losses)
+            except ConfigError as error:
+                yield Problem.of("loss", error)
+                used = ()
+            if "offset" in used and self.model.offset.bound == "none":
+                yield Problem(
+                    "model.offset.bound",
+                    "model.offset.bound=none leaves the offset term nothing to train",
+                    "Set loss.offset=0 too.",
+                )
         for term in phase.losses:
             head = _HEAD_OF_TERM[term]
             if head not in phase.train:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -19,7 +19,8 @@ HEAD_GROUPS = (
     "auxiliary_head",
 )  # fmt: skip
 LOSS_TERMS = ("province", "cell", "offset", "auxiliary")
-DecodingRule = Literal["mean", "argmax", "geometric_median", "max_within_km"]
+# The last looks at no hypothesis: it is the auxiliary head's coordinate.
+DecodingRule = Literal["mean", "argmax", "geometric_median", "max_within_km", "regression"]
 DECODING_RULES: tuple[str, ...] = get_args(DecodingRule)
 # Distances that metrics ask for: which share of the photos is within?
 THRESHOLDS_KM: tuple[float, ...] = (1, 5, 25, 200, 750)
@@ -118,10 +119,16 @@ class LossOptions:
     """Weights of the terms and what shapes them.
 
     Attributes:
-        province, cell, offset, auxiliary: weights in the total.
+        province, cell, offset, auxiliary: weights in the total; 0 takes a term out.
         offset_ramp_epochs: the offset's weight rises linearly to its full value at this epoch.
         offset_scale_km, auxiliary_scale_km: distances enter the total divided by these.
         class_weight_beta: β of the effective number of samples (Cui et al., 2019).
+        soft_labels: the cell term's labels are spread over neighbours; ``False``: the true cell
+            alone, so that the term is the cross-entropy.
+        cell_target: the cells that the cell term compares, in which a probability is meant:
+            ``province``: those of the true province, P(cell | province); ``region``: all,
+            P(cell), which trains the province too. ``model.cell_heads=flat`` is the usual flat
+            classifier with ``region``.
     """
 
     province: float = 0.5
@@ -132,6 +139,8 @@ class LossOptions:
     offset_scale_km: float = 10.0
     auxiliary_scale_km: float = 100.0
     class_weight_beta: float = 0.999
+    soft_labels: bool = True
+    cell_target: Literal["province", "region"] = "province"
 
     def __post_init__(self) -> None:
         for name in LOSS_TERMS:
@@ -143,13 +152,29 @@ class LossOptions:
         if not 0 <= self.class_weight_beta < 1:
             raise ConfigError("loss.class_weight_beta must be in [0, 1).")
 
+    def used(self, terms: Sequence[str]) -> tuple[str, ...]:
+        """Those of a phase's terms that have a weight.
+
+        Raises:
+            ConfigError: none has.
+        """
+        used = tuple(term for term in terms if getattr(self, term) > 0)
+        if not used:
+            raise ConfigError(
+                "This phase has nothing to learn from: "
+                f"{', '.join(f'loss.{term}=0' for term in terms)}. Give one of them a weight, or "
+                "begin with another phase=."
+            )
+        return used
+
 
 @dataclass(frozen=True)
 class DecodingOptions:
     """How hypotheses are chosen and made into a coordinate.
 
     Attributes:
-        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``.
+        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``; or ``regression``,
+            the auxiliary head's coordinate, which looks at no hypothesis.
         top_provinces: provinces considered.
         top_cells: cells considered in each of them.
         within_km: radius of the rule ``max_within_km``.
