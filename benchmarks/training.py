@@ -88,7 +88,7 @@ def measure_steps(
         keepers = L.pytorch.callbacks.ModelCheckpoint
         kept = [c for c in trainer.callbacks if not isinstance(c, keepers)]  # type: ignore[attr-defined]
         trainer.callbacks = [*kept, turn]  # type: ignore[attr-defined]
-        trainer.logger = build.build_logger(cfg, Path(home))
+        trainer.loggers = build.build_loggers(cfg, Path(home), None, is_first=True)
         trainer.limit_val_batches = 0
         trainer.fit(task, datamodule=datamodule)
         build.close_loggers(trainer)

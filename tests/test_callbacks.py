@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from geopak.callbacks import MidEpochCheckpoint
-from geopak.errors import ConfigError
 
 
 class Trainer(SimpleNamespace):
@@ -21,7 +20,7 @@ class Trainer(SimpleNamespace):
 
 def contents(folder: Path, every: int, batches: int, **trainer: Any) -> list[str | None]:
     """What ``last.ckpt`` holds after every batch of an epoch."""
-    callback = MidEpochCheckpoint(folder, every, accumulate_grad_batches=1)
+    callback = MidEpochCheckpoint(folder, every)
     found: list[str | None] = []
     for step in range(batches):
         stub = Trainer(num_training_batches=batches, step=step, is_global_zero=True, **trainer)
@@ -45,30 +44,3 @@ def test_it_is_written_after_every_so_many_batches_but_the_last(
     tmp_path: Path, every: int, batches: int, expected: list[str | None]
 ) -> None:
     assert contents(tmp_path, every, batches) == expected
-
-
-def test_an_interrupted_write_leaves_the_one_before(tmp_path: Path) -> None:
-    assert contents(tmp_path, 1, 3)[-1] == "1"
-
-    class Failing(Trainer):
-        def save_checkpoint(self, path: Path) -> None:
-            path.write_text("hal")
-            raise KeyboardInterrupt
-
-    callback = MidEpochCheckpoint(tmp_path, 1, accumulate_grad_batches=1)
-    failing: Any = Failing(num_training_batches=9, is_global_zero=True)
-    with pytest.raises(KeyboardInterrupt):
-        callback.on_train_batch_end(failing, None, None, None, 3)  # type: ignore[arg-type]
-    assert callback.path.read_text() == "1"
-
-
-@pytest.mark.parametrize("value", [0, -2, 1.5, True, "often"])
-def test_a_number_of_batches_that_cannot_be_is_refused(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"callbacks\.checkpoint_every_n_batches="):
-        MidEpochCheckpoint(tmp_path, value, accumulate_grad_batches=1)
-
-
-def test_gradients_of_half_a_step_are_refused(tmp_path: Path) -> None:
-    MidEpochCheckpoint(tmp_path, 8, accumulate_grad_batches=4)
-    with pytest.raises(ConfigError, match=r"multiple of trainer\.accumulate_grad_batches=4"):
-        MidEpochCheckpoint(tmp_path, 6, accumulate_grad_batches=4)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch._utils import ExceptionWrapper
 
 from geopak import cli
-from geopak.cli import CONFIG_DIR, compose, entry_point, home, split_jobs, unknown_keys
+from geopak.cli import CONFIG_DIR, compose, entry_point, home, split_jobs
 from geopak.errors import ConfigError, PhotoError
 
 GROUPS = ("phase", "trainer", "model", "logger", "experiment", "data", "loss", "optimizer",
@@ -67,7 +67,7 @@ def test_the_published_experiment_is_the_method_at_full_size() -> None:
     assert (cfg.phase.lr.semantic, cfg.phase.lr.scene, cfg.phase.lr.heads) == (1e-5, 5e-6, 5e-4)
     assert cfg.trainer.precision == "bf16-mixed"
     assert cfg.logger.kind == "wandb"
-    assert cfg.logger.offline is True
+    assert cfg.logger.mode == "auto"
     quotas = [p.get("batch_quota", cfg.region.province_defaults.batch_quota)
               for p in cfg.region.provinces.values()]  # fmt: skip
     assert quotas == [16, 8, 8, 8, 8, 8, 8]
@@ -76,11 +76,13 @@ def test_the_published_experiment_is_the_method_at_full_size() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("phase=7", "Could not find 'phase/7'"),
-        ("model=huge", "Could not find 'model/huge'"),
-        ("phase.lrs=1", r"'phase\.lrs'. Did you mean 'phase\.lr'"),
-        ("logger.offine=false", "offine"),
-        ("nonsense=1", "nonsense"),
+        ("phase=7", r"phase=7: there is no file conf/phase/7\.yaml.* Known: 0, 1, 2\."),
+        ("model=tyni", r"conf/model/tyni\.yaml. Did you mean model=tiny\?"),
+        ("phase.lrs=1", r"key 'phase\.lrs'. Did you mean 'phase\.lr' \(conf/phase/0\.yaml\)"),
+        ("epochs=1", r"'epochs'. Did you mean 'phase\.epochs' \(conf/phase/0\.yaml\)"),
+        ("logger.mod=offline", r"'logger\.mod'"),
+        ("nonsense=1", "Unknown configuration key 'nonsense'"),
+        ("+nonsense=1", "nonsense is not an option. Known: paths, region"),
     ],
 )
 def test_an_unknown_option_or_key_is_refused_by_name(override: str, message: str) -> None:
@@ -144,12 +146,12 @@ def test_an_error_of_the_input_ends_a_command_with_its_message_and_status_2(
 @pytest.mark.parametrize("text", ["IMG (1).jpg", "it's", "a\\'b", "é\\", "\\\\'é\\\\", "'", "é, ü"])
 def test_a_value_outside_the_grammar_arrives_as_typed(text: str) -> None:
     assert compose("predict", [f"images={text}"]).images == text
-    assert compose("predict", ["images=x", f"+more={text}"]).more == text
+    assert compose("predict", ["images=x", f"++out={text}"]).out == text
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=12))
 def test_quotes_keep_every_text(text: str) -> None:
-    override = OverridesParser.create().parse_override(f"x={cli._quoted(text)}")
+    override = OverridesParser.create().parse_override(f"x={cli.quoted(text)}")
     assert override.value() == text
 
 
@@ -240,14 +242,33 @@ def test_a_group_takes_no_number_with_a_fraction_and_no_truth(value: str) -> Non
 
 
 def test_a_group_of_another_command_is_an_unknown_key_of_this_one() -> None:
-    lines = unknown_keys("evaluate", ["phase=val", "splt=val", "split=val"])
+    with pytest.raises(ConfigError) as caught:
+        compose("evaluate", ["phase=val", "splt=val", "split=val"])
+    lines = str(caught.value).splitlines()
     assert [line.partition("Did")[0].strip() for line in lines] == [
         "Unknown configuration key 'phase'.",
         "Unknown configuration key 'splt'.",
     ]
-    assert "split" in lines[1].partition("Did")[2]
+    assert "'split' (conf/evaluate.yaml)" in lines[1].partition("Did")[2]
 
 
 def test_a_sweep_over_files_is_refused_where_jobs_are_only_named() -> None:
     with pytest.raises(ConfigError, match=r"phase=glob\(\*\): name the values"):
         split_jobs(["-m", "phase=glob(*)"])
+
+
+def test_arguments_without_a_key_become_the_list_of_a_command_that_has_one(tmp_path: Path) -> None:
+    swept = tmp_path / "gate=0.1"
+    swept.mkdir()
+    (tmp_path / "IMG (1), it's").mkdir()
+    typed = [
+        "a/b", "--cfg", "job", str(swept), "split=val", "-m", "~paths", "+x=1",
+        f"{tmp_path}/IMG (1), it's", "outputs/*/phase-1", "1234",
+    ]  # fmt: skip
+    named = cli.name_positional(typed, "runs")
+    assert named[:-1] == ["--cfg", "job", "split=val", "-m", "~paths", "+x=1"]
+    cfg = compose("compare", [named[-1]])
+    assert list(cfg.runs) == [
+        "a/b", str(swept), f"{tmp_path}/IMG (1), it's", "outputs/*/phase-1", "1234",
+    ]  # fmt: skip
+    assert cli.name_positional(["split=val"], "runs") == ["split=val"]

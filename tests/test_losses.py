@@ -16,12 +16,12 @@ from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Region
 from geopak.losses import (
-    TERMS,
     GeolocationLoss,
     LossOptions,
     effective_number_weights,
     soft_cell_labels,
 )
+from geopak.schema.training import LOSS_TERMS
 from geopak.types import Batch, ModelOutput
 
 MakeBatch = Callable[..., Batch]
@@ -181,7 +181,7 @@ def test_constants_of_the_loss_are_not_stored_in_checkpoints(loss: GeolocationLo
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        *(({term: -0.1}, rf"loss\.{term} must not be negative") for term in TERMS),
+        *(({term: -0.1}, rf"loss\.{term} must not be negative") for term in LOSS_TERMS),
         ({"offset_scale_km": 0.0}, r"loss\.offset_scale_km must be positive"),
         ({"auxiliary_scale_km": -1.0}, r"loss\.auxiliary_scale_km must be positive"),
         ({"class_weight_beta": 1.0}, r"loss\.class_weight_beta must be in"),
@@ -191,13 +191,6 @@ def test_constants_of_the_loss_are_not_stored_in_checkpoints(loss: GeolocationLo
 def test_options_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LossOptions(**setting)
-
-
-def test_unknown_terms_are_refused_with_the_nearest_name(region: Region, cells: CellTable) -> None:
-    with pytest.raises(ConfigError, match=r"phase\.losses names 'ofset'.*'offset'"):
-        GeolocationLoss(region, cells, LossOptions(), ("province", "ofset"))
-    with pytest.raises(ConfigError, match=r"phase\.losses is empty"):
-        GeolocationLoss(region, cells, LossOptions(), ())
 
 
 def test_a_province_with_one_cell_has_a_certain_label(region: Region, cells: CellTable) -> None:

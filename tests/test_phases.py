@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_offset_ramp_rises_over_the_first_epochs_and_stays(
     [
         (["phase.train=[projection]"], r"names 'projection'.*'projections'"),
         (["phase.train=[semantic]"], "names 'semantic'"),
-        (["phase.train=[]"], "trains nothing"),
+        (["phase.train=[]"], "does not train its province_head"),
         (["phase.schedule=linear"], r"phase\.schedule='linear' is unknown"),
         (["phase.warmup=1.0"], r"phase\.warmup"),
         (["phase.monitor_mode=least"], r"phase\.monitor_mode"),
@@ -269,13 +270,13 @@ def test_offset_ramp_rises_over_the_first_epochs_and_stays(
         (["phase.lr.heads=abc"], r"phase\.lr\.heads='abc' must be a number"),
         (["phase.lr.heads=-1"], r"phase\.lr\.heads=-1 must be 0 or more"),
         (["phase.lr.scene=nan"], r"phase\.lr\.scene=nan must be a number"),
-        (["phase.epochs=abc"], r"phase\.epochs='abc' must be an integer\."),
-        (["phase.epochs=2.5"], r"phase\.epochs=2\.5 must be an integer\."),
-        (["phase.epochs=true"], r"phase\.epochs=true must be an integer\."),
-        (["phase.parent=first"], r"phase\.parent='first' must be an integer or null\."),
+        (["phase.epochs=abc"], r"phase\.epochs='abc' must be an integer \(conf/phase/1\.yaml\)\."),
+        (["phase.epochs=2.5"], r"phase\.epochs=2\.5 must be an integer \("),
+        (["phase.epochs=true"], r"phase\.epochs=true must be an integer \("),
+        (["phase.parent=first"], r"phase\.parent='first' must be an integer or null \("),
         (["phase.train=[1]"], r"phase\.train=.* must be a list of names"),
         (["+phase.lrs=1"], r"phase\.lrs is not an option.*'lr'"),
-        (["~phase.monitor"], "phase lacks monitor"),
+        (["~phase.monitor"], r"lacks phase\.monitor"),
     ],
 )
 def test_a_phase_that_cannot_work_is_refused(
@@ -283,6 +284,12 @@ def test_a_phase_that_cannot_work_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         set_up_training(model, build_phase(composed(1, *overrides)), encoders_pretrained=True)
+
+
+def test_a_phase_that_trains_nothing_is_refused(model: Geolocator) -> None:
+    idle = replace(build_phase(composed(1)), train=())
+    with pytest.raises(ConfigError, match="trains nothing"):
+        set_up_training(model, idle, encoders_pretrained=True)
 
 
 def test_a_constant_rate_is_the_peak_throughout() -> None:
@@ -348,12 +355,6 @@ def test_learning_rates_grow_with_the_photos_of_a_step(
     scaled, by = scale_learning_rates(cfg, phase, world_size)
     assert by == pytest.approx(factor)
     assert scaled.lr == pytest.approx({group: factor * rate for group, rate in phase.lr.items()})
-
-
-def test_an_unknown_scaling_is_refused_with_the_nearest() -> None:
-    cfg = composed(2, "optimizer.lr_scaling=square")
-    with pytest.raises(ConfigError, match=r"lr_scaling='square' is unknown\..*Known: none, linear"):
-        scale_learning_rates(cfg, build_phase(cfg), 2)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,10 @@ from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.options import plain
 
-COMMANDS = ("train", "evaluate", "predict", "prepare", "synthetic", "pretrain", "demo")
+COMMANDS = (
+    "train", "evaluate", "compare", "predict", "prepare", "synthetic", "pretrain", "demo",
+    "workspace",
+)  # fmt: skip
 HEAVY = (
     "torch", "torchvision", "lightning", "timm", "open_clip", "numpy", "scipy", "pandas", "pyarrow",
     "sklearn", "hdbscan", "matplotlib", "PIL", "shapely", "pyproj", "geopandas", "wandb", "rich",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,27 +14,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from geopak import __version__
+from geopak import runs as run_folders
 from geopak.checkpoint import (
     BEST_NAME,
     CHECKPOINT_FOLDER,
     FORMAT,
     LAST_NAME,
     WithoutInitialisation,
+    check_continuation,
     find_parent,
     load_state,
     model_description,
+    newest_finished,
     read_checkpoint,
     read_matching,
+    shared_overrides,
     with_choices,
 )
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
-from geopak.losses import LossOptions
 from geopak.models.activations import checkpoint_activations
 from geopak.models.compiling import check_compiler, compile_encoder
-from geopak.models.decode import DecodingOptions
 from geopak.models.encoders import (
     SceneEncoder,
     SemanticEncoder,
@@ -41,12 +44,21 @@ from geopak.models.encoders import (
     download_clip,
     scene_weights,
 )
-from geopak.models.geolocator import Geolocator, HeadSizes
+from geopak.models.geolocator import Geolocator
 from geopak.options import options, plain
-from geopak.phases import Phase, learning_rate_scale, with_scaled_rates
+from geopak.phases import learning_rate_scale, with_scaled_rates
+from geopak.provenance import git_diff, hardware, provenance
+from geopak.rerun import COMPOSED
+from geopak.runs import AUTO, Start
+from geopak.schema.loading import LoadingOptions
+from geopak.schema.model import HeadSizes
+from geopak.schema.monitoring import HealthOptions, WandbOptions
+from geopak.schema.training import DecodingOptions, LossOptions, Phase
+from geopak.sweeps.trials import FAILED, TRIAL_VARIABLE, newest_trial
 
 if TYPE_CHECKING:
     import lightning as L
+    from lightning.pytorch.loggers.logger import Logger
     from omegaconf import DictConfig
 
     from geopak.data.datamodule import GeopakDataModule
@@ -60,12 +72,10 @@ def build_region(cfg: DictConfig) -> Region:
 
 
 def build_phase(cfg: DictConfig) -> Phase:
-    """The phase of ``cfg.phase``."""
-    section = plain(cfg.phase)
-    for key in ("train", "losses"):
-        if isinstance(section[key], list):
-            section[key] = tuple(section[key])
-    return options(Phase, section, "phase")
+    """The phase of ``cfg.phase``, of ``trainer.max_epochs`` at the most."""
+    phase = options(Phase, plain(cfg.phase), "phase")
+    most = cfg.trainer.max_epochs
+    return phase if most is None else dataclasses.replace(phase, epochs=min(most, phase.epochs))
 
 
 def build_prepared(cfg: DictConfig, region: Region) -> PreparedSet:
@@ -127,18 +137,36 @@ def load_pretrained(model: Geolocator, config: Mapping[str, Any]) -> None:
 
 
 def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> Path | None:
-    """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none."""
-    if cfg.resume_from:
-        return None
+    """The checkpoint that a phase starts from: ``init_from``, or its parent's best, or none.
+
+    Without ``require_parent`` a parent is one that shares all overrides, and may be missing.
+    """
     if cfg.init_from:
-        if phase.parent is None:
-            raise ConfigError(
-                f"phase={phase.index} starts from the pretrained encoders and takes no init_from=."
-            )
         return Path(cfg.init_from).expanduser()
     if phase.parent is None:
         return None
-    return find_parent(Path(cfg.paths.outputs) / cfg.name, phase.parent, overrides)
+    run_root, shared = Path(cfg.run_root), shared_overrides(overrides)
+    trial = newest_trial(run_root, phase.parent, lambda theirs: shared_overrides(theirs) == shared)
+    if trial is not None and trial.state == FAILED:
+        raise CheckpointError(
+            f"This run starts from phase {phase.parent} with the same overrides, and that failed "
+            f"in {trial.folder}: {trial.error} No other run takes its place; mend it, or pass "
+            "init_from=CHECKPOINT."
+        )
+    if not cfg.require_parent:
+        return newest_finished(run_root, phase.parent, overrides, same_only=True)
+    return find_parent(run_root, phase.parent, overrides)
+
+
+def choose_start(cfg: DictConfig, phase: Phase, folder: Path, overrides: Sequence[str]) -> Start:
+    """Where the training begins by ``cfg.resume_from``: see :func:`geopak.runs.choose_start`."""
+    runs = Path(cfg.run_root) / f"phase-{phase.index}"
+    parent = None
+    if cfg.resume_from == AUTO:
+        # A run that goes on needs its parent no longer.
+        with contextlib.suppress(CheckpointError):
+            parent = resolve_parent(cfg, phase, overrides)
+    return run_folders.choose_start(cfg.resume_from, folder, runs, overrides, parent)
 
 
 def start_weights(
@@ -148,7 +176,8 @@ def start_weights(
     phase: Phase,
     region: Region,
     cells: CellTable,
-    resume_from: str | None,
+    cfg: DictConfig,
+    resume_from: Path | None,
 ) -> bool:
     """Puts the weights into the model that its phase starts from.
 
@@ -158,6 +187,7 @@ def start_weights(
     if resume_from:
         # The trainer restores all weights once more; a feature cache needs the encoders before.
         checkpoint = read_matching(resume_from, region, cells, config, phase.index)
+        check_continuation(checkpoint, portable_config(cfg), phase.epochs, resume_from)
         load_state(model, checkpoint, resume_from)
         return phase.parent is not None or bool(config["pretrained"])
     if parent is not None:
@@ -203,7 +233,7 @@ def portable_config(cfg: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
-    for key in ("paths", "init_from", "resume_from"):
+    for key in ("paths", "init_from", "resume_from", "rerun"):
         config.pop(key, None)
     for section, keys in (
         ("data", ("root", "prepared", "shards")),
@@ -214,6 +244,46 @@ def portable_config(cfg: DictConfig) -> dict[str, Any]:
     for encoder in ("semantic", "scene"):
         config["model"][encoder].pop("checkpoint", None)
     return config
+
+
+def start_record(
+    cfg: DictConfig, cells: CellTable, overrides: Sequence[str], parent: str | None
+) -> dict[str, Any]:
+    """What a run records of itself when it starts: see docs/resume.md.
+
+    Args:
+        cfg: the configuration.
+        cells: of the prepared set.
+        overrides: as typed.
+        parent: checkpoint that the run started from.
+    """
+    return provenance(cfg.data.prepared) | {
+        "cells": cells.fingerprint(),
+        "hardware": hardware(),
+        "name": cfg.name,
+        "phase": cfg.phase.index,
+        "parent": parent,
+        "overrides": list(overrides),
+    }
+
+
+def write_start(cfg: DictConfig, folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes into a run's folder what it is made with, and of a new one the configuration.
+
+    Args:
+        cfg: kept as composed, for ``--rerun``, and with all values resolved, to read.
+        folder: of the run.
+        record: see :func:`start_record`.
+    """
+    from omegaconf import OmegaConf
+
+    if not (folder / run_folders.START_RECORD).is_file():
+        for name, resolve in (("config.yaml", True), (COMPOSED, False)):
+            (folder / name).write_text(OmegaConf.to_yaml(cfg, resolve=resolve), encoding="utf-8")
+        if patch := git_diff():
+            path = folder / "git.patch"
+            path.write_text(patch, encoding="utf-8", errors="surrogateescape")
+    run_folders.write_start(folder, record)
 
 
 @dataclass
@@ -272,15 +342,15 @@ def build_datamodule(
     world_size: int = 1,
 ) -> GeopakDataModule:
     """The data module of ``cfg.data``, for one of ``world_size`` processes."""
-    from geopak.data.datamodule import GeopakDataModule, LoadingOptions
+    from geopak.data.datamodule import GeopakDataModule
 
     section = plain(cfg.data)
     for key in ("root", "prepared"):
         section.pop(key)
-    for key in ("memory_cache", "feature_cache"):
-        section[key] = str(section[key]).lower()
     loading = options(LoadingOptions, section, "data")
-    return GeopakDataModule(prepared, region, loading, image_size, world_size)
+    return GeopakDataModule(
+        prepared, region, loading, image_size, world_size, cfg.trainer.limit_train_batches
+    )
 
 
 def scale_learning_rates(cfg: DictConfig, phase: Phase, world_size: int) -> tuple[Phase, float]:
@@ -352,8 +422,6 @@ def build_task(
     """The LightningModule of the phase, for epochs of ``num_batches`` batches."""
     from geopak.task import TASKS
 
-    if phase.index not in TASKS:
-        raise ConfigError(f"phase.index={phase.index}: known phases are {sorted(TASKS)}.")
     decoding = options(DecodingOptions, plain(cfg.decoding), "decoding")
     identity = model_identity(
         plain(cfg.model), region, cells, outlines, phase, decoding, portable_config(cfg)
@@ -380,13 +448,19 @@ def build_task(
 
 
 def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callback]:
-    """Checkpointing by the phase's metric, progress bar, learning-rate log, early stopping."""
+    """Checkpointing by the phase's metric, health, progress bar, learning rates, early stopping."""
     from lightning.pytorch import callbacks
 
-    from geopak.callbacks import MidEpochCheckpoint
+    from geopak.callbacks import FeatureRecord, LastingEarlyStopping, MidEpochCheckpoint
+    from geopak.finite import FiniteWatch
+    from geopak.health import HealthWarnings
+    from geopak.interruption import StopAtSignal
+    from geopak.random_states import RandomStates
 
     section = cfg.callbacks
+    health = options(HealthOptions, plain(section.health), "callbacks.health")
     built: list[L.Callback] = [
+        HealthWarnings(health, build_region(cfg).names),
         callbacks.ModelCheckpoint(
             dirpath=folder / CHECKPOINT_FOLDER,
             filename=BEST_NAME,
@@ -396,24 +470,33 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
         ),
         # save_last of the one above would write only when there is a new best.
         callbacks.ModelCheckpoint(
-            dirpath=folder / CHECKPOINT_FOLDER, filename=LAST_NAME, enable_version_counter=False
+            dirpath=folder / CHECKPOINT_FOLDER,
+            filename=LAST_NAME,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
         ),
+        RandomStates(cfg.seed),
+        FeatureRecord(folder),
     ]
+    if health.check_every_n_steps is not None:
+        built.append(FiniteWatch(health.check_every_n_steps))
     if section.checkpoint_every_n_batches is not None:
         built.append(
             MidEpochCheckpoint(
                 folder / CHECKPOINT_FOLDER,
                 section.checkpoint_every_n_batches,
-                cfg.trainer.accumulate_grad_batches,
             )
         )
+    # Behind those that write the checkpoint it ends with.
+    built.append(StopAtSignal(folder / CHECKPOINT_FOLDER))
     if cfg.logger is not None:
         built.append(callbacks.LearningRateMonitor(logging_interval="step"))
     if section.progress_bar:
         built.append(callbacks.RichProgressBar(leave=False))
+    built += study_callbacks(phase.monitor)
     if section.early_stopping_patience:
         built.append(
-            callbacks.EarlyStopping(
+            LastingEarlyStopping(
                 monitor=phase.monitor,
                 mode=phase.monitor_mode,
                 patience=section.early_stopping_patience,
@@ -422,38 +505,106 @@ def build_callbacks(cfg: DictConfig, phase: Phase, folder: Path) -> list[L.Callb
     return built
 
 
-def build_logger(cfg: DictConfig, folder: Path) -> Any:
-    """The experiment logger: Weights & Biases, CSV files, or none (``False``)."""
+def build_loggers(
+    cfg: DictConfig, folder: Path, parent: Path | None, is_first: bool
+) -> list[Logger]:
+    """The experiment loggers: CSV files always, Weights & Biases beside them; or none at all.
+
+    Args:
+        cfg: its ``logger`` section says which.
+        folder: of the run.
+        parent: checkpoint that the run starts from.
+        is_first: whether this is the first process of the training, which logs.
+    """
     if cfg.logger is None:
-        return False
-    from lightning.pytorch import loggers
+        return []
+    from geopak.tracking.logger import CurveLogger
+
+    # A resumed run keeps the log of its first part.
+    part = 1 + len(list(folder.glob("csv*")))
+    version = "csv" if part == 1 else f"csv-{part}"
+    built: list[Logger] = [CurveLogger(save_dir=folder, name="", version=version)]
+    if cfg.logger.kind == "wandb":
+        built += _build_run_logger(cfg, folder, parent, is_first)
+    return built
+
+
+def _build_run_logger(
+    cfg: DictConfig, folder: Path, parent: Path | None, is_first: bool
+) -> list[Logger]:
+    """Weights & Biases' logger, its run begun in the first process; none where it is disabled."""
+    from geopak.provenance import provenance
+    from geopak.tracking.logger import RunLogger
+    from geopak.tracking.run import ParentRun, RunPlan, choose_mode
 
     section = plain(cfg.logger)
-    kind = section.pop("kind")
-    if kind == "csv":
-        # A resumed run keeps the log of its first part.
-        part = 1 + len(list(folder.glob("csv*")))
-        version = "csv" if part == 1 else f"csv-{part}"
-        return loggers.CSVLogger(save_dir=folder, name="", version=version)
-    if kind == "wandb":
-        logger = loggers.WandbLogger(save_dir=folder, **section)
-        logger.log_hyperparams(plain(cfg))
-        return logger
-    raise ConfigError(f"logger.kind={kind!r} is unknown. Known: csv, wandb.")
+    chosen = options(WandbOptions, section, "logger")
+    mode = choose_mode(chosen.mode) if is_first else "offline"
+    if mode == "disabled":
+        return []
+    job_type = f"phase-{cfg.phase.index}"
+    plan = RunPlan(
+        options=chosen,
+        folder=folder,
+        job_type=job_type,
+        tags=(cfg.model.name, cfg.region.name, job_type, *chosen.tags),
+        config={**plain(cfg), "provenance": provenance(cfg.data.prepared)} if is_first else {},
+        parent=ParentRun.of_checkpoint(parent) if parent else None,
+    )
+    logger = RunLogger(plan, mode)
+    logger.open()
+    return [logger]
+
+
+def study_callbacks(monitor: str) -> list[L.Callback]:
+    """The callback that prunes, in a run of a study of Optuna."""
+    if TRIAL_VARIABLE not in os.environ:
+        return []
+    from hydra.core.hydra_config import HydraConfig
+
+    from geopak.sweeps.pruning import PruneTrial
+    from geopak.sweeps.study import current_trial
+
+    return [PruneTrial(current_trial(HydraConfig.get().sweeper), monitor)]
+
+
+def was_pruned(trainer: L.Trainer) -> bool:
+    """Whether a study has stopped the training."""
+    return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def close_loggers(trainer: L.Trainer) -> None:
     """Ends W&B runs, so that the next phase of a multirun gets a run of its own."""
-    from lightning.pytorch.loggers import WandbLogger
+    if trainer.loggers:
+        from geopak.tracking.logger import RunLogger
 
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        import wandb
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.close()
 
-        wandb.finish()
+
+def build_dashboard(
+    cfg: DictConfig, region: Region, outlines: Outlines, folder: Path
+) -> list[L.Callback]:
+    """What fills a W&B run beyond numbers; nothing for other loggers."""
+    if cfg.logger is None or cfg.logger.kind != "wandb":
+        return []
+    from geopak.tracking.dashboard import Dashboard
+
+    last = folder / CHECKPOINT_FOLDER / f"{LAST_NAME}.ckpt"
+    return [Dashboard(region, outlines, cfg.seed, last)]
 
 
-def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig, phase: Phase, folder: Path, resumed: Path | None = None
+) -> L.Trainer:
     """The Lightning trainer of ``cfg.trainer``, still without a logger.
+
+    Args:
+        cfg: the configuration.
+        phase: gives the number of epochs and the metric that the best checkpoint is chosen by.
+        folder: of the run.
+        resumed: checkpoint that the run goes on from.
 
     Raises:
         ConfigError: options that do not go together, or processes that nothing started.
@@ -461,31 +612,24 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
     import lightning as L
 
     from geopak import ranks
+    from geopak.checkpoint_io import AtomicCheckpointIO
 
     section = plain(cfg.trainer)
-    if section["check_val_every_n_epoch"] > phase.epochs:
-        raise ConfigError(
-            f"trainer.check_val_every_n_epoch={section['check_val_every_n_epoch']} is more than "
-            f"phase.epochs={phase.epochs}: no epoch would be validated, none could be the best."
-        )
     threads = section.pop("threads")
     if threads:
         torch.set_num_threads(threads)
     if section.pop("tf32"):
         torch.set_float32_matmul_precision("high")
     section.pop("activation_checkpointing")
+    section.pop("max_epochs")
+    # The data module's: Lightning would cut a share of what is cut already.
+    section.pop("limit_train_batches")
+    if not section["limit_val_batches"]:
+        raise ConfigError("trainer.limit_val_batches=0: without validation no epoch is the best.")
     compiles = section.pop("compile")
     strategy, timeout_s = section.pop("strategy"), section.pop("timeout_s")
     callbacks = build_callbacks(cfg, phase, folder)
-    callbacks += [ranks.AgreeOnStatistics(cfg.seed), ranks.RankWatch(section.pop("heartbeat_s"))]
-    if strategy == "fsdp" and cfg.data.feature_cache is not False:
-        raise ConfigError(
-            "trainer.strategy=fsdp runs the whole model on every photo: set "
-            "data.feature_cache=false, as trainer=fsdp does. Where the encoders are frozen, "
-            "trainer=a100_multi with the cache is the faster choice."
-        )
-    if strategy == "fsdp" and compiles:
-        raise ConfigError("trainer.compile=true compiles whole encoders, which fsdp takes apart.")
+    callbacks += [ranks.AgreeOnStatistics(), ranks.RankWatch(section.pop("heartbeat_s"))]
     if ranks.LAUNCHER in (section["devices"], section["num_nodes"]):
         nodes, per_node = ranks.launched_processes(os.environ)
         for key, number in (("num_nodes", nodes), ("devices", per_node)):
@@ -499,6 +643,7 @@ def build_trainer(cfg: DictConfig, phase: Phase, folder: Path) -> L.Trainer:
             # Given by whoever fits.
             logger=False,
             callbacks=callbacks,
+            plugins=[AtomicCheckpointIO(resumed)],
             strategy=ranks.build_strategy(strategy, timeout_s),
             enable_progress_bar=bool(cfg.callbacks.progress_bar),
             enable_model_summary=False,

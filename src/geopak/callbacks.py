@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from geopak.checkpoint import LAST_NAME
-from geopak.errors import ConfigError
+from geopak.runs import add_to_start
 
 
 class MidEpochCheckpoint(Checkpoint):
@@ -23,25 +22,11 @@ class MidEpochCheckpoint(Checkpoint):
 
     Args:
         folder: of the checkpoints.
-        every_n_batches: of an epoch.
-        accumulate_grad_batches: batches of a step. Gradients of half a step are in no checkpoint.
-
-    Raises:
-        ConfigError: a number of batches that ends between two steps.
+        every_n_batches: of an epoch; whole steps, for gradients of half a step are in no
+            checkpoint.
     """
 
-    def __init__(self, folder: Path, every_n_batches: int, accumulate_grad_batches: int) -> None:
-        if isinstance(every_n_batches, bool) or not isinstance(every_n_batches, int):
-            raise ConfigError(
-                f"callbacks.checkpoint_every_n_batches={every_n_batches!r} must be an integer or "
-                "null."
-            )
-        if every_n_batches < 1 or every_n_batches % accumulate_grad_batches:
-            raise ConfigError(
-                f"callbacks.checkpoint_every_n_batches={every_n_batches} must be a multiple of "
-                f"trainer.accumulate_grad_batches={accumulate_grad_batches}, or null: gradients "
-                "of half a step are in no checkpoint."
-            )
+    def __init__(self, folder: Path, every_n_batches: int) -> None:
         self.path = folder / f"{LAST_NAME}.ckpt"
         self.every_n_batches = every_n_batches
 
@@ -56,9 +41,28 @@ class MidEpochCheckpoint(Checkpoint):
         done = batch_idx + 1
         if done % self.every_n_batches or done >= trainer.num_training_batches:
             return
-        # Renamed when it is complete, whatever lies between the folder for temporary files and
-        # this one: a run may be killed while it writes.
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.path)
+        trainer.save_checkpoint(self.path)
+
+
+class LastingEarlyStopping(EarlyStopping):
+    """Early stopping that holds in a run which was killed after it had stopped."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class FeatureRecord(L.Callback):
+    """Adds the keys of the feature caches that a run trains from to what it recorded at its start.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and datamodule.feature_keys:
+            add_to_start(self.folder, {"feature_cache": datamodule.feature_keys})

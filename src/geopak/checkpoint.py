@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,13 @@ from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.models.geolocator import Geolocator
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 BEST_NAME = "best"
 LAST_NAME = "last"
+# The last.ckpt before.
+PREVIOUS_NAME = "last-previous"
 CHECKPOINT_FOLDER = "checkpoints"
 _MODEL_PREFIX = "model."
 # What a checkpoint carries beside weights, see geopak.build.model_identity.
@@ -69,6 +75,60 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
     return loaded
+
+
+# What a run needs beside the model's weights to go on.
+_TRAINING_STATE = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
+
+
+def check_resumable(path: str | Path) -> None:
+    """Makes sure that a run can go on from a checkpoint: that all of it is there, unchanged.
+
+    Raises:
+        CheckpointError: missing, cut short, altered, or without the state of a training.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"No checkpoint at {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Reads everything: torch itself would not notice a changed byte.
+            altered = archive.testzip()
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error}.") from error
+    if altered:
+        raise CheckpointError(f"{path} has been altered: {altered} in it fails its checksum.")
+    missing = [part for part in _TRAINING_STATE if part not in read_checkpoint(path)]
+    if missing:
+        raise CheckpointError(
+            f"{path} holds no state of a training to go on from: it lacks {', '.join(missing)}."
+        )
+
+
+def resumable(path: str | Path) -> Path:
+    """A checkpoint that a run can go on from, or the one before it where that is broken.
+
+    Args:
+        path: any checkpoint; for a ``last.ckpt`` the ``last-previous.ckpt`` beside it stands in,
+            with a warning.
+
+    Raises:
+        CheckpointError: neither can be used; says why not the first.
+    """
+    path = Path(path).expanduser().resolve()
+    previous = path.with_name(f"{PREVIOUS_NAME}.ckpt")
+    try:
+        check_resumable(path)
+        return path
+    except CheckpointError as error:
+        if path.name != f"{LAST_NAME}.ckpt" or not previous.is_file():
+            raise
+        try:
+            check_resumable(previous)
+        except CheckpointError as other:
+            raise CheckpointError(f"{error} Nor is the one before it of use: {other}") from error
+        log.warning("warning: %s Going on from the one before it, %s.", error, previous)
+        return previous
 
 
 # What fills a tensor with random numbers, wherever it is called from.
@@ -164,6 +224,79 @@ def read_matching(
     return checkpoint
 
 
+# Parts of a configuration that change nothing in what a run learns.
+_NO_MATTER = (
+    "logger", "name", "callbacks.progress_bar", "callbacks.checkpoint_every_n_batches",
+    "trainer.devices", "trainer.num_nodes", "trainer.heartbeat_s", "trainer.timeout_s",
+    "trainer.log_every_n_steps", "data.num_workers", "data.memory_cache", "data.memory_cache_gb",
+)  # fmt: skip
+# Those without which an optimizer's state has no meaning.
+_FIXED = ("phase.train", "phase.unfreeze")
+
+
+def check_continuation(
+    checkpoint: Mapping[str, Any], config: Mapping[str, Any], epochs: int, path: str | Path
+) -> None:
+    """Compares the configuration of an interrupted run with the one that it is to go on with.
+
+    What changes the training is said in a warning; the run then goes on with the new values.
+
+    Args:
+        checkpoint: of the interrupted run.
+        config: the present portable configuration, see :func:`geopak.build.portable_config`.
+        epochs: that the phase has now.
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: other parts train, or fewer epochs than are done.
+    """
+    changes = config_differences(checkpoint["geopak"]["config"], config)
+    for key, (before, now) in changes.items():
+        if key.startswith(_FIXED):
+            raise CheckpointError(
+                f"{path} was trained with {key}={before}, now it is {now}: its optimizer state is "
+                "of other parts of the model. Go on with the value of before, or start a run from "
+                "its parent."
+            )
+    # The checkpoint within an epoch is of an epoch that counts as not done.
+    if epochs <= checkpoint["epoch"]:
+        raise CheckpointError(
+            f"{path} is of epoch {checkpoint['epoch'] + 1}, but phase.epochs is now "
+            f"{epochs}: nothing is left to train."
+        )
+    if changes:
+        lines = (f"\n    {key}: {before} -> {now}" for key, (before, now) in changes.items())
+        log.warning(
+            "warning: this run goes on with another configuration than it began with:%s",
+            "".join(lines),
+        )
+
+
+def config_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Values that differ between two configurations and may change a result, by dotted key.
+
+    A key that one of them lacks counts as ``None``.
+    """
+    flat = [dict(_flattened(config)) for config in (before, now)]
+    keys = sorted(flat[0].keys() | flat[1].keys())
+    return {
+        key: (flat[0].get(key), flat[1].get(key))
+        for key in keys
+        if flat[0].get(key) != flat[1].get(key)
+        and not any(key == part or key.startswith(f"{part}.") for part in _NO_MATTER)
+    }
+
+
+def _flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def model_description(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a ``model`` section that decides which weights fit.
 
@@ -219,12 +352,18 @@ def shared_overrides(overrides: Sequence[str]) -> list[str]:
 
     What belongs to one phase, one machine or one log is left out.
     """
-    own = ("phase", "init_from", "resume_from", "hydra", "trainer", "logger", "callbacks")
+    own = (
+        "phase", "init_from", "resume_from", "rerun", "hydra", "trainer", "logger", "callbacks",
+        "finder", "launcher", "sweep",
+    )  # fmt: skip
     return sorted(o for o in overrides if not o.lstrip("+~").startswith(own))
 
 
 def newest_finished(
-    run_root: Path, phase: int, overrides: Sequence[str] | None = None
+    run_root: Path,
+    phase: int,
+    overrides: Sequence[str] | None = None,
+    same_only: bool = False,
 ) -> Path | None:
     """The best checkpoint of the newest finished run of a phase below ``outputs/<name>``.
 
@@ -233,6 +372,7 @@ def newest_finished(
         phase: index.
         overrides: of the run looking for it; a run with the same :func:`shared_overrides` comes
             before any other, so that every branch of a sweep finds its own parent.
+        same_only: leave the others out.
 
     Raises:
         CheckpointError: a broken run record.
@@ -247,7 +387,8 @@ def newest_finished(
             raise CheckpointError(f"{path} is not a run record: {error!r}. Delete it.") from error
         if best.is_file():
             same = overrides is not None and theirs == shared_overrides(overrides)
-            found.append((same, finished, best))
+            if same or not same_only:
+                found.append((same, finished, best))
     return max(found)[2] if found else None
 
 

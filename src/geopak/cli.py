@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra._internal.hydra
+import hydra._internal.utils
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import Overrides
 from hydra.core.global_hydra import GlobalHydra
@@ -30,7 +32,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from geopak.errors import ConfigError, GeopakError, nearest_name
+from geopak.composing import Purpose, check_compositions, composing
+from geopak.errors import ConfigError, GeopakError
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 _CHECKOUT = PACKAGE_DIR.parent.parent
@@ -41,6 +44,7 @@ CONFIG_DIR = _CHECKOUT / "conf" if IN_CHECKOUT else PACKAGE_DIR / "conf"
 # them that name what is yet to be written.
 _INPUTS = {
     "images", "ckpt", "root", "prepared", "shards", "init_from", "resume_from", "checkpoint",
+    "baseline",
 }  # fmt: skip
 _OUTPUTS = {"map", "out", "name"}
 
@@ -141,11 +145,83 @@ def _register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "geopak.shipped", lambda name: str(PACKAGE_DIR / "assets" / name), replace=True
     )
+    OmegaConf.register_new_resolver("geopak.choices", _choices, replace=True)
+
+
+def _choices(group: str) -> str:
+    """Names of a config group's files, for ``--help``."""
+    return ", ".join(
+        sorted(
+            str(path.relative_to(CONFIG_DIR / group).with_suffix(""))
+            for path in (CONFIG_DIR / group).glob("**/*.yaml")
+        )
+    )
+
+
+def _pass_on_refusals() -> None:
+    """Lets errors of the input through to :func:`entry_point`: Hydra would print them with a trace.
+
+    With ``HYDRA_FULL_ERROR=1`` all errors are shown in full, as ever.
+    """
+    original = hydra._internal.utils.run_and_report
+    if getattr(original, "_geopak", False):
+        return
+
+    @functools.wraps(original)
+    def run_and_report(func: Callable[[], Any]) -> Any:
+        refused: list[Exception] = []
+
+        def run() -> Any:
+            try:
+                return func()
+            except (GeopakError, HydraException) as error:
+                refused.append(error)
+
+        result = original(run)
+        if refused:
+            raise refused[0]
+        return result
+
+    run_and_report._geopak = True  # type: ignore[attr-defined]
+    # Imported by name in the second.
+    for module in (hydra._internal.utils, hydra._internal.hydra):
+        vars(module)["run_and_report"] = run_and_report
 
 
 _mend_group_overrides()
 _hasten_help()
+check_compositions()
+_pass_on_refusals()
 _register_resolvers()
+
+
+# Options of Hydra that take the argument after them.
+_WITH_VALUE = {
+    "-c", "--cfg", "-p", "--package", "-i", "--info", "-cp", "--config-path", "-cn",
+    "--config-name", "-cd", "--config-dir", "--experimental-rerun",
+}  # fmt: skip
+
+
+def name_positional(arguments: Sequence[str], key: str) -> list[str]:
+    """The arguments, with those that are neither overrides nor options made the list of a key.
+
+    Args:
+        arguments: as typed. A path that exists is one even with a ``=`` in it, as the folders of a
+            sweep may have.
+        key: of the list, which Hydra then gets as ``key=['…', …]``.
+    """
+    rest: list[str] = []
+    items: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        folder, separator, _ = argument.partition("=")
+        is_path = os.sep in folder and _names_file(argument)
+        is_deletion = argument.startswith("~") and os.sep not in argument
+        is_option = argument.startswith(("-", "+")) or before in _WITH_VALUE or is_deletion
+        if is_option or (separator and not is_path):
+            rest.append(argument)
+        else:
+            items.append(quoted(os.path.expanduser(argument)))
+    return [*rest, f"{key}=[{','.join(items)}]"] if items else rest
 
 
 def quote_overrides(arguments: Sequence[str]) -> list[str]:
@@ -181,7 +257,7 @@ def _quote_override(argument: str, multirun: bool) -> str:
     is_sweep = override.is_sweep_override() and not multirun
     changed = parsed is not None and str(parsed) != value
     if is_number or (changed and _names_file(value)) or (is_sweep and name in _OUTPUTS):
-        return f"{key}={_quoted(value)}"
+        return f"{key}={quoted(value)}"
     return argument
 
 
@@ -189,13 +265,14 @@ def _quote_value(value: str, multirun: bool) -> str:
     """The value, or the items of a list or sweep in it, in quotes where they need them."""
     is_list = value.startswith("[") and value.endswith("]")
     if _names_file(value) or not (is_list or (multirun and "," in value)):
-        return _quoted(os.path.expanduser(value))
+        return quoted(os.path.expanduser(value))
     items = [item.strip() for item in (value[1:-1] if is_list else value).split(",")]
-    quoted = [i if _parse(f"x={i}") else _quoted(os.path.expanduser(i)) for i in items]
-    return f"[{','.join(quoted)}]" if is_list else ",".join(quoted)
+    safe = [i if _parse(f"x={i}") else quoted(os.path.expanduser(i)) for i in items]
+    return f"[{','.join(safe)}]" if is_list else ",".join(safe)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text in the quotes of Hydra's grammar."""
     # In Hydra's quotes a backslash means something before a quote or at the end only.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
@@ -254,19 +331,19 @@ def compose(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration that a command would get, for tests and notebooks.
 
     Args:
-        config_name: ``train``, ``prepare``, ``evaluate``, ``predict`` or ``synthetic``.
+        config_name: of a file in ``conf/``: ``train``, ``prepare``, ``evaluate``, ``compare``, ….
         overrides: as typed on the command line.
 
     Raises:
-        ConfigError: an override that cannot be applied; the nearest known key is named.
+        ConfigError: overrides that cannot be applied, values that are refused, or combinations of
+            them; with the nearest known name and the file that a key lives in.
     """
     overrides = quote_overrides(overrides)
     with _hydra_initialised():
         try:
             return hydra.compose(config_name, overrides=overrides)
         except HydraException as error:
-            hints = "".join(f"\n{hint}" for hint in unknown_keys(config_name, overrides))
-            raise ConfigError(f"{error}{hints}") from error
+            raise ConfigError(str(error)) from error
 
 
 @contextmanager
@@ -309,50 +386,35 @@ def split_jobs(arguments: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in jobs]
 
 
-def unknown_keys(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """A line for every override whose key the configuration does not have.
-
-    Config groups are applied first, since they decide which keys there are.
-    """
-    groups: list[str] = []
-    values: list[str] = []
-    own_groups = _groups_of(config_name)
-    for override in overrides:
-        key, separator, _ = override.partition("=")
-        if not separator or key.startswith(("-", "+", "~", "hydra")):
-            continue
-        (groups if key.partition("@")[0] in own_groups else values).append(override)
-    try:
-        with _hydra_initialised():
-            cfg = hydra.compose(config_name, overrides=groups)
-    except HydraException:
-        # A group that does not exist: Hydra's own message lists the choices.
-        return []
-    known = list(_keys(OmegaConf.to_container(cfg, resolve=False)))
-    lines = []
-    for override in values:
-        key = override.partition("=")[0]
-        if key not in known:
-            lines.append(f"Unknown configuration key {key!r}.{nearest_name(key, known)}")
-    return lines
+def _purpose_of(arguments: Sequence[str]) -> Purpose:
+    """What a command is to do with its configuration, by its options."""
+    asked, _ = hydra._internal.utils.get_args_parser().parse_known_args(list(arguments))
+    if asked.help or asked.hydra_help or asked.shell_completion:
+        return Purpose.ASK
+    return Purpose.LOOK if asked.cfg or asked.info else Purpose.RUN
 
 
-def _groups_of(config_name: str) -> set[str]:
-    """The config groups that a command chooses from: not all of ``conf/`` are every command's."""
-    with _hydra_initialised():
-        cfg = hydra.compose(config_name, return_hydra_config=True)
-    return {name.partition("@")[0] for name in cfg.hydra.runtime.choices}
+def _refusal(error: Exception) -> SystemExit:
+    """The end of a command that cannot do what it is asked: the reason is printed, status 2."""
+    print(f"\nerror: {error}", file=sys.stderr)
+    return SystemExit(2)
 
 
-def _keys(section: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(section, dict):
-        for key, value in section.items():
-            yield f"{prefix}{key}"
-            yield from _keys(value, f"{prefix}{key}.")
+def _with_rerun(config_name: str, arguments: list[str]) -> list[str]:
+    """The arguments, with what ``--rerun RUN_FOLDER`` stands for in its place."""
+    if config_name != "train" or not any(a.partition("=")[0] == "--rerun" for a in arguments):
+        return arguments
+    from geopak.rerun import hydra_arguments
+
+    return hydra_arguments(arguments)
 
 
-def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+def entry_point(
+    config_name: str, positional: str | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
     """Makes a ``main()`` out of a function of the composed configuration.
+
+    Arguments that are no overrides become the list ``positional``, where a command has one.
 
     The function's return value is passed on, so that sweepers can optimise it. A
     :class:`GeopakError` ends the program with its message and exit status 2, no traceback.
@@ -371,8 +433,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
                 if mendable is None:
                     raise
                 logging.getLogger("geopak").debug("traceback", exc_info=True)
-                print(f"\nerror: {mendable}", file=sys.stderr)
-                raise SystemExit(2) from None
+                raise _refusal(mendable) from None
 
         run = hydra.main(str(CONFIG_DIR), config_name, version_base="1.3")(reported)
 
@@ -380,15 +441,19 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Cal
         def main() -> Any:
             # Hydra and the processes that Lightning starts read the arguments from here.
             typed = sys.argv
-            sys.argv = [*typed[:1], *quote_overrides(typed[1:])]
+            if typed[1:] in (["-sc", "install=bash"], ["--shell-completion", "install=bash"]):
+                # Hydra's own knows no python -m.
+                print((PACKAGE_DIR / "assets" / "completion.bash").read_text(encoding="utf-8"))
+                return None
             try:
-                return run()
-            except SystemExit as stop:
-                # Hydra ends with 1 when it cannot compose; a key mistyped deserves a hint.
-                if stop.code == 1:
-                    for line in unknown_keys(config_name, sys.argv[1:]):
-                        print(line, file=sys.stderr)
-                raise
+                arguments = name_positional(typed[1:], positional) if positional else typed[1:]
+                sys.argv = [*typed[:1], *quote_overrides(_with_rerun(config_name, arguments))]
+                with composing(_purpose_of(sys.argv[1:]), config_name):
+                    return run()
+            except (GeopakError, HydraException) as error:
+                if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                    raise
+                raise _refusal(error) from None
             finally:
                 sys.argv = typed
 

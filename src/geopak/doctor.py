@@ -13,7 +13,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.data.diagnosis import Diagnosis, Finding, Thresholds, diagnose
+from geopak.data.diagnosis import Diagnosis, Finding, diagnose
 from geopak.data.leaks import LeakReport, leak_report
 from geopak.data.manifest import changed_files, differences, read_manifest
 from geopak.data.table import check_split_table
@@ -24,6 +24,7 @@ from geopak.geo.invariants import check_invariants
 from geopak.geo.outline_report import OutlineReport
 from geopak.geo.region import Region
 from geopak.options import options, plain
+from geopak.schema.preparation import Thresholds
 
 # What the checks look at, beside the columns that every table with a split has.
 _PHOTO_COLUMNS = (

@@ -33,12 +33,42 @@ class PreparedSetError(GeopakError):
     """A prepared set (split table, cells) that is missing, broken or does not fit the request."""
 
 
+class ComparisonError(GeopakError):
+    """Runs that cannot be compared: unfinished, not evaluated, or of other photos or regions."""
+
+
+class SweepError(GeopakError):
+    """A sweep or study that cannot be begun, continued or reported."""
+
+
+class TrialPrunedError(Exception):
+    """Ends a run of a study that others do better than.
+
+    Args:
+        score: its best validation value; ``None``: it has none.
+        checkpoint: of that value.
+    """
+
+    def __init__(self, score: float | None, checkpoint: str | None) -> None:
+        super().__init__(f"others were better at this epoch; its best was {score}")
+        self.score = score
+        self.checkpoint = checkpoint
+
+
 class FeatureCacheError(GeopakError):
     """A feature cache that cannot be made or used: no room, no access, or values it cannot hold."""
 
 
 class CheckpointError(GeopakError):
     """A checkpoint that is missing, unsafe, or of another region, phase or model."""
+
+
+class TrainingError(GeopakError):
+    """A training that cannot go on: its loss or gradient is no longer a finite number."""
+
+
+class StoppedBySignalError(SystemExit):
+    """A signal has ended a training in good order; holds the status that its process ends with."""
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

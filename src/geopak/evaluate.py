@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.errors import ConfigError, FeatureCacheError, PreparedSetError
+from geopak.errors import FeatureCacheError, PreparedSetError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +51,7 @@ def photo_loader(
     from geopak.data.shards import ShardIndex, ShardPhotos, ShardRowSampler
 
     model, choice = trained.model, str(cfg.feature_cache).lower()
-    features.check_cache_choice("feature_cache", choice)
     if cfg.shards is not None:
-        if choice == "true":
-            raise ConfigError("feature_cache=true is for photo files, not for shards=.")
         index = ShardIndex.read(str(cfg.shards))
         index.check(prepared, trained.region)
         return DataLoader(
@@ -170,18 +167,9 @@ def run_model(
 def look_up(
     cfg: DictConfig, trained: Trained, prepared: PreparedSet, rows: NDArray[np.int64]
 ) -> NearestPhotos:
-    """Each photo's most similar train photo, for the baseline of ``retrieval=true``.
-
-    Raises:
-        ConfigError: there are no photo files, or no cache, to keep features of.
-    """
+    """Each photo's most similar train photo, for the baseline of ``retrieval=true``."""
     from geopak.retrieval import nearest_train_photos
 
-    if cfg.shards is not None or str(cfg.feature_cache).lower() == "false":
-        raise ConfigError(
-            "retrieval=true keeps features of all train photos in the feature cache, and needs "
-            "their files: leave out shards= and feature_cache=false."
-        )
     return nearest_train_photos(
         trained.model, prepared, rows, cfg.feature_folder, int(cfg.num_workers)
     )
@@ -234,6 +222,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         prepared.root,
         num_resamples=cfg.bootstrap_resamples,
         seed=cfg.seed,
+        config=trained.config,
     )
     log.info("report: %s", folder / "report.html")
     return report

@@ -17,11 +17,12 @@ from omegaconf import DictConfig
 from geopak.cli import entry_point
 from geopak.data.ingest import read_split_table
 from geopak.data.leaks import LeakReport, leak_report
-from geopak.data.partitions import ExecutorSettings, map_partitions
+from geopak.data.partitions import map_partitions
 from geopak.data.photo_paths import ResolvedPaths
 from geopak.data.quality import crashed_files, examine_files
 from geopak.errors import ConfigError, TableError
 from geopak.options import plain
+from geopak.schema.preparation import ExecutorSettings
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,80 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from geopak.errors import ConfigError, nearest_name
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km, haversine_km_array
 from geopak.geo.region import Region
+from geopak.schema.training import LOSS_TERMS, LossOptions
 from geopak.types import Batch, ModelOutput
-
-TERMS = ("province", "cell", "offset", "auxiliary")
-CELL_TARGETS = ("province", "region")
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Weights of the terms and what shapes them.
-
-    Attributes:
-        province, cell, offset, auxiliary: weights in the total; 0 takes a term out.
-        offset_ramp_epochs: the offset's weight rises linearly to its full value at this epoch.
-        offset_scale_km, auxiliary_scale_km: distances enter the total divided by these.
-        class_weight_beta: β of the effective number of samples (Cui et al., 2019).
-        soft_labels: the cell term's labels are spread over neighbours; ``False``: the true cell
-            alone, so that the term is the cross-entropy.
-        cell_target: the cells that the cell term compares, in which a probability is meant:
-            ``province``: those of the true province, P(cell | province); ``region``: all,
-            P(cell), which trains the province too. ``model.cell_heads=flat`` is the usual flat
-            classifier with ``region``.
-    """
-
-    province: float = 0.5
-    cell: float = 1.0
-    offset: float = 1.0
-    auxiliary: float = 0.1
-    offset_ramp_epochs: int = 5
-    offset_scale_km: float = 10.0
-    auxiliary_scale_km: float = 100.0
-    class_weight_beta: float = 0.999
-    soft_labels: bool = True
-    cell_target: str = "province"
-
-    def __post_init__(self) -> None:
-        for name in TERMS:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loss.{name} must not be negative.")
-        for name in ("offset_scale_km", "auxiliary_scale_km"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"loss.{name} must be positive.")
-        if not 0 <= self.class_weight_beta < 1:
-            raise ConfigError("loss.class_weight_beta must be in [0, 1).")
-        if self.cell_target not in CELL_TARGETS:
-            raise ConfigError(
-                f"loss.cell_target={self.cell_target!r}: use {' or '.join(CELL_TARGETS)}."
-            )
-
-    def used(self, terms: Sequence[str]) -> tuple[str, ...]:
-        """Those of a phase's terms that have a weight.
-
-        Raises:
-            ConfigError: no term, an unknown one, or none with a weight.
-        """
-        for term in terms:
-            if term not in TERMS:
-                raise ConfigError(
-                    f"phase.losses names {term!r}.{nearest_name(term, TERMS)} "
-                    f"Known: {', '.join(TERMS)}."
-                )
-        if not terms:
-            raise ConfigError(f"phase.losses is empty. Known: {', '.join(TERMS)}.")
-        used = tuple(term for term in terms if getattr(self, term) > 0)
-        if not used:
-            raise ConfigError(
-                "This phase has nothing to learn from: "
-                f"{', '.join(f'loss.{term}=0' for term in terms)}. Give one of them a weight, or "
-                "begin with another phase=."
-            )
-        return used
 
 
 def effective_number_weights(count: Tensor, beta: float) -> Tensor:
@@ -158,7 +88,7 @@ class GeolocationLoss(nn.Module):
         region: Region,
         cells: CellTable,
         options: LossOptions,
-        terms: tuple[str, ...] = TERMS,
+        terms: tuple[str, ...] = LOSS_TERMS,
     ) -> None:
         super().__init__()
         self.options = options

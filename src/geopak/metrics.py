@@ -20,8 +20,7 @@ from torchmetrics import Metric
 from geopak.errors import PreparedSetError
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km, spherical_mean
-
-THRESHOLDS_KM: tuple[float, ...] = (1, 5, 25, 200, 750)
+from geopak.schema.training import THRESHOLDS_KM
 
 Array = NDArray[np.float64]
 

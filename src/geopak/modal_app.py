@@ -98,7 +98,7 @@ def _finish(job: list[str], name: str) -> dict[str, Any]:
     from geopak.cli import compose
 
     cfg = compose("train", job)
-    folder = Path(cfg.paths.outputs, cfg.name, f"phase-{cfg.phase.index}", name)
+    folder = Path(cfg.run_root, f"phase-{cfg.phase.index}", name)
     record = folder / "run.json"
     if not record.is_file():
         command = [sys.executable, "-m", "geopak.train", *job, f"hydra.run.dir={folder}"]
@@ -109,10 +109,10 @@ def _finish(job: list[str], name: str) -> dict[str, Any]:
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint of an interrupted run; the best, should the last be cut off."""
-    from geopak.checkpoint import BEST_NAME, LAST_NAME
+    """The last whole checkpoint of an interrupted run."""
+    from geopak.checkpoint import BEST_NAME, LAST_NAME, PREVIOUS_NAME
 
-    files = [folder / f"{name}.ckpt" for name in (LAST_NAME, BEST_NAME)]
+    files = [folder / f"{name}.ckpt" for name in (LAST_NAME, PREVIOUS_NAME, BEST_NAME)]
     return next((f for f in files if zipfile.is_zipfile(f)), None)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
-from geopak.errors import ConfigError, nearest_name
-from geopak.losses import LossOptions
-from geopak.models.freezing import LAST_STAGE, set_frozen, unfreeze_top
+from geopak.errors import ConfigError
+from geopak.models.freezing import set_frozen, unfreeze_top
 from geopak.models.geolocator import NO_OFFSET, Geolocator
+from geopak.schema.training import ENCODERS, LossOptions, Phase
 
-ENCODERS = ("semantic", "scene")
 # The groups that a loss term reaches, of those that not every term does.
 _REACHED = {
     "province": ("province_head",),
@@ -21,68 +20,6 @@ _REACHED = {
     "offset": ("embeddings", "offset_head"),
     "auxiliary": ("auxiliary_head",),
 }
-LR_SCALINGS = ("none", "linear", "sqrt")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One of the sequential trainings.
-
-    Attributes:
-        index: its number, as in ``phase=2``.
-        title: display name.
-        parent: index of the phase that it starts from; ``None``: from the pretrained encoders.
-        train: parameter groups above the encoders that train.
-        unfreeze: how much of each encoder trains: a fraction of its blocks, or ``last_stage``.
-        lr: peak learning rate of ``heads`` (everything above the encoders) and of each encoder.
-        losses: loss terms in use.
-        province_temperature: divides the province logits.
-        monitor: validation metric that chooses the best checkpoint.
-        monitor_mode: ``min`` or ``max``.
-        epochs: number of epochs.
-        schedule: ``constant`` or ``cosine``.
-        warmup: share of all steps in which the rate rises linearly to its peak.
-    """
-
-    index: int
-    title: str
-    parent: int | None
-    train: tuple[str, ...]
-    unfreeze: Mapping[str, float | str]
-    lr: Mapping[str, float]
-    losses: tuple[str, ...]
-    province_temperature: float
-    monitor: str
-    monitor_mode: str
-    epochs: int
-    schedule: str
-    warmup: float
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "cosine"):
-            raise ConfigError(
-                f"phase.schedule={self.schedule!r} is unknown. Known: constant, cosine."
-            )
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"phase.warmup={self.warmup} must be at least 0 and below 1.")
-        if self.monitor_mode not in ("min", "max"):
-            raise ConfigError(f"phase.monitor_mode={self.monitor_mode!r}: use min or max.")
-        if self.epochs < 1:
-            raise ConfigError(f"phase.epochs={self.epochs} must be at least 1.")
-        for group in ("heads", *ENCODERS):
-            if group not in self.lr:
-                raise ConfigError(f"phase.lr.{group} is missing.")
-        for group, rate in self.lr.items():
-            if not 0 <= rate < math.inf:
-                raise ConfigError(f"phase.lr.{group}={rate} must be 0 or more.")
-        for encoder, share in self.unfreeze.items():
-            if encoder not in ENCODERS:
-                raise ConfigError(f"phase.unfreeze.{encoder}: there is no such encoder.")
-            if share != LAST_STAGE and (isinstance(share, str) or not 0 <= share <= 1):
-                raise ConfigError(
-                    f"phase.unfreeze.{encoder}={share} must be a fraction between 0 and 1 or "
-                    f"{LAST_STAGE}."
-                )
 
 
 def learning_rate_scale(rule: str, photos_per_step: int, reference_batch: int) -> float:
@@ -95,15 +32,7 @@ def learning_rate_scale(rule: str, photos_per_step: int, reference_batch: int) -
             Gradient Algorithms, 2022).
         photos_per_step: over all processes and accumulated batches.
         reference_batch: photos of the step that the rates were chosen for.
-
-    Raises:
-        ConfigError: an unknown rule.
     """
-    if rule not in LR_SCALINGS:
-        raise ConfigError(
-            f"optimizer.lr_scaling={rule!r} is unknown.{nearest_name(rule, LR_SCALINGS)} "
-            f"Known: {', '.join(LR_SCALINGS)}."
-        )
     ratio = photos_per_step / reference_batch
     return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]
 
@@ -136,17 +65,10 @@ def set_up_training(
         groups without any left out.
 
     Raises:
-        ConfigError: the phase names a group that the model does not have, or trains nothing; or
-            no term has a weight.
+        ConfigError: the phase trains nothing, or no term has a weight.
     """
     groups = model.groups()
     unreached = _unreached(model, loss, loss.used(phase.losses))
-    for name in phase.train:
-        if name not in groups or name in ENCODERS:
-            known = [g for g in groups if g not in ENCODERS]
-            raise ConfigError(
-                f"phase.train names {name!r}.{nearest_name(name, known)} Known: {', '.join(known)}."
-            )
     for name, modules in groups.items():
         if name not in ENCODERS:
             set_frozen(modules, name not in phase.train or name in unreached)

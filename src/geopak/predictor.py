@@ -15,7 +15,8 @@ from torch import Tensor
 
 from geopak.build import load_trained
 from geopak.data.images import Photo, load_image, stack_images
-from geopak.models.decode import DecodingOptions, infer
+from geopak.models.decode import infer
+from geopak.schema.training import DecodingOptions
 
 _MOST_THREADS = 8
 

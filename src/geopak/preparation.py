@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from geopak.data.atomic import replaced_folder
-from geopak.data.diagnosis import Thresholds
 from geopak.data.ingest import read_sources, source_names
 from geopak.data.manifest import (
     file_sha256,
@@ -33,21 +32,19 @@ from geopak.data.manifest import (
     table_sha256,
     write_manifest,
 )
-from geopak.data.partitions import ExecutorSettings, map_partitions
-from geopak.data.provinces import ProvinceSettings, assign_provinces
+from geopak.data.partitions import map_partitions
+from geopak.data.provinces import assign_provinces
 from geopak.data.quality import (
     MEASURES_VERSION,
-    QualitySettings,
     crashed_files,
     examine_files,
     judge,
     may_pass,
 )
-from geopak.data.split import SPLITS, SplitSettings, read_previous, split_with_report
+from geopak.data.split import SPLITS, read_previous, split_with_report
 from geopak.data.table import (
     ORIGIN_COLUMNS,
     REJECTION_COLUMNS,
-    ValidationSettings,
     natural_order,
     rejections,
     validate,
@@ -59,9 +56,18 @@ from geopak.geo.cell_settings import CellSettings
 from geopak.geo.clustering import CellBuild, build_cells
 from geopak.geo.outline_report import examine_outlines
 from geopak.geo.region import Region
-from geopak.models.places365 import IndoorClassifier, IndoorSettings, indoor_scores
+from geopak.models.places365 import IndoorClassifier, indoor_scores
 from geopak.options import options, plain
 from geopak.report.preparation import Preparation, summarize, write_preparation_report
+from geopak.schema.preparation import (
+    ExecutorSettings,
+    IndoorSettings,
+    ProvinceSettings,
+    QualitySettings,
+    SplitSettings,
+    Thresholds,
+    ValidationSettings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +111,6 @@ class Settings:
             "executor": ExecutorSettings,
         }
         sections = {key: options(kind, plain(cfg[key]), key) for key, kind in kinds.items()}
-        if not isinstance(cfg.seed, int):
-            raise ConfigError(f"seed={cfg.seed!r} must be an integer.")
         return cls(**sections, seed=cfg.seed)
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,12 +79,6 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     from geopak.render.scene import CATEGORIES, content_targets, random_scene
     from geopak.task import learning_rate_factor
 
-    encoders = ("semantic", "scene")
-    if cfg.encoder not in encoders:
-        raise ConfigError(
-            f"encoder={cfg.encoder!r} is unknown.{nearest_name(cfg.encoder, encoders)} "
-            "Known: semantic, scene."
-        )
     began = time.time()
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, verbose=False)

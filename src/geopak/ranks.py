@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch._C._distributed_c10d import Store
 
 from geopak.checkpoint import CHECKPOINT_FOLDER, LAST_NAME
-from geopak.errors import ConfigError
+from geopak.errors import ConfigError, StoppedBySignalError
 
 # Value of trainer.devices and trainer.num_nodes: as many as were started.
 LAUNCHER = "launcher"
@@ -110,18 +109,8 @@ def build_strategy(name: str, timeout_s: float) -> Strategy | str:
 class AgreeOnStatistics(L.Callback):
     """Before they validate, ranks average the statistics of BatchNorms that train.
 
-    All ranks then measure with the model that is saved. Each rank also draws dropout of its own.
-
-    Args:
-        seed: of the run.
+    All ranks then measure with the model that is saved.
     """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_rank:
-            torch.manual_seed((self.seed + 1_000_003 * trainer.global_rank) % 2**63)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size > 1:
@@ -177,7 +166,7 @@ def end_process(reason: str, folder: str | Path | None = None) -> NoReturn:
     """Says why on stderr and ends this process, wherever its main thread is waiting."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK")
     last = Path(folder) / CHECKPOINT_FOLDER / f"{LAST_NAME}.ckpt" if folder else None
-    hint = f" Continue it with resume_from={last}" if last and last.is_file() else ""
+    hint = f" Continue it with resume_from=auto or {last}." if last and last.is_file() else ""
     print(f"\nerror: rank {rank or 0} ends the run: {reason}.{hint}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -234,7 +223,8 @@ class RankWatch(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self._close(trainer, _FAILED)
+        stopped = isinstance(exception, StoppedBySignalError)
+        self._close(trainer, _DONE if stopped else _FAILED)
 
     def _close(self, trainer: L.Trainer, last_word: str) -> None:
         self.stop()

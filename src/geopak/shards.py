@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from geopak.cli import entry_point
 from geopak.errors import ConfigError, PreparedSetError
 from geopak.options import options, plain
+from geopak.schema.preparation import ExecutorSettings, ShardSettings
 
 _SETTINGS = ("photos_per_shard", "shard_mb", "shorter_side_px", "quality")
 
@@ -32,15 +33,12 @@ def make_shards(cfg: DictConfig) -> dict[str, Any]:
     from geopak.data.atomic import replaced_folder
     from geopak.data.dataset import PreparedSet
     from geopak.data.manifest import read_manifest
-    from geopak.data.partitions import ExecutorSettings
-    from geopak.data.shard_writing import ShardSettings, write_shards
+    from geopak.data.shard_writing import write_shards
     from geopak.data.shards import require_webdataset
     from geopak.geo.region import Region
 
-    settings = options(ShardSettings, {key: plain(cfg[key]) for key in _SETTINGS}, "shards")
+    settings = options(ShardSettings, {key: plain(cfg[key]) for key in _SETTINGS}, "")
     executor = options(ExecutorSettings, plain(cfg.executor), "executor")
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise ConfigError(f"seed={cfg.seed!r} must be an integer of 0 or more.")
     require_webdataset()
     root, folder, out = Path(cfg.root), Path(cfg.prepared), Path(cfg.out)
     manifest = read_manifest(folder)

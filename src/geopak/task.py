@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from geopak.errors import ConfigError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
-from geopak.losses import GeolocationLoss, LossOptions, LossValue
+from geopak.losses import GeolocationLoss, LossValue
 from geopak.metrics import GeolocationMetrics
-from geopak.models.decode import DecodingOptions, cell_rank, decode
+from geopak.models.decode import cell_rank, decode
 from geopak.models.geolocator import Geolocator
 from geopak.models.sharding import is_sharded, shard
-from geopak.phases import Phase, set_up_training, trainable_parameters
+from geopak.phases import set_up_training, trainable_parameters
+from geopak.schema.training import DecodingOptions, LossOptions, Phase
 from geopak.types import Batch, ModelOutput
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,12 @@ class GeolocationTask(L.LightningModule):
         self.loss = GeolocationLoss(region, cells, loss_options, tuple(phase.losses))
         self.ramp_epochs = loss_options.offset_ramp_epochs
         self.val_metrics = GeolocationMetrics([p.key for p in region.provinces])
-        self.val_gate = MeanMetric()
+        # Of a model that has broken the mean is broken too, and says so.
+        self.val_gate = MeanMetric(nan_strategy="disable")
+        # Of the latest training batch, for whoever watches over the training.
+        self.loss_terms: dict[str, Tensor] = {}
+        self.loss_shares: dict[str, Tensor] = {}
+        self._gradient_norm: Tensor | None = None
         self.register_buffer("cell_urban", torch.from_numpy(cells.urban.copy()), persistent=False)
 
     def learning_rates(self) -> dict[str, float]:
@@ -121,29 +128,43 @@ class GeolocationTask(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         value, output = self.compute_loss(batch)
+        self.loss_terms = {name: term.detach() for name, term in value.terms.items()}
+        self.loss_shares = value.shares
         if not self.is_logging_step():
             return value.total
         # Of all ranks; the terms and shares below are of the first rank's photos.
         self.log("train/loss", value.total, prog_bar=True, sync_dist=True)
-        logged = {f"train/loss/{name}": term.detach() for name, term in value.terms.items()}
+        logged = {f"train/loss/{name}": term for name, term in self.loss_terms.items()}
         logged |= {f"train/share/{name}": share for name, share in value.shares.items()}
         self.log_dict({**logged, "train/gate_mean": output.gate.detach().mean()})
         return value.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Measures a batch.
+
+        Returns:
+            ``output`` of the model, ``decoded`` by the rule of ``decoding``, and
+            ``teacher_forced_latlon_deg`` (B, 2), for callbacks.
+        """
         output = self.answer(batch)
         decoded = decode(self.model, output, self.decoding)[self.decoding.rule]
+        teacher_forced = self.model.locate(output.fused, batch["cell_id"])
         self.val_metrics.update(
             predicted_latlon_deg=decoded.latlon_deg,
             latlon_deg=batch["latlon_deg"],
             province_logits=output.province_logits,
             province_id=batch["province_id"],
             cell_rank=cell_rank(output, self.model.cell_province_id, batch["cell_id"]),
-            teacher_forced_latlon_deg=self.model.locate(output.fused, batch["cell_id"]),
+            teacher_forced_latlon_deg=teacher_forced,
             urban=self.cell_urban[batch["cell_id"]],
             row=batch["row"],
         )
         self.val_gate.update(output.gate)
+        return {
+            "output": output,
+            "decoded": decoded,
+            "teacher_forced_latlon_deg": teacher_forced,
+        }
 
     def on_validation_epoch_end(self) -> None:
         metrics = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
@@ -168,21 +189,31 @@ class GeolocationTask(L.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
             self.trainable = trainable_parameters(self.model)
 
+    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """Norm of the whole gradient of this step; clipping then takes it from here."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self._gradient_norm = norm
+        return norm
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as Lightning does, and under bf16-mixed where Lightning refuses to.
+        """Clips as Lightning does, by a norm that is computed once, and under bf16-mixed too.
 
-        It refuses a fused AdamW under any mixed precision, for the sake of loss scaling; bfloat16
-        has the range of float32 and is not scaled.
+        Lightning refuses a fused AdamW under any mixed precision, for the sake of loss scaling;
+        bfloat16 has the range of float32 and is not scaled.
         """
-        by_norm = gradient_clip_algorithm in (None, "norm")
-        if self.trainer.precision == "bf16-mixed" and by_norm and gradient_clip_val:
+        norm, self._gradient_norm = self._gradient_norm, None
+        by_norm = gradient_clip_algorithm in (None, "norm") and gradient_clip_val
+        if by_norm and self.trainer.precision != "16-mixed":
+            norm = self.gradient_norm(optimizer) if norm is None else norm
+            self._gradient_norm = None
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            clip_grads_with_norm_(parameters, cast(float, gradient_clip_val), norm)
             return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

@@ -7,13 +7,22 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from geopak.cli import entry_point
+from geopak.cli import as_geopak_error, entry_point
+from geopak.errors import TrialPrunedError
 
 if TYPE_CHECKING:
+    import lightning as L
+
+    from geopak.data.datamodule import GeopakDataModule
+    from geopak.finders import Suggestion
+    from geopak.geo.boundaries import Outlines
+    from geopak.geo.region import Region
+    from geopak.runs import Start
+    from geopak.schema.training import Phase
     from geopak.task import GeolocationTask
 
 log = logging.getLogger(__name__)
@@ -26,14 +35,155 @@ class TrainingResult:
     Attributes:
         checkpoint: best by the phase's metric.
         score: that metric's validation value.
-        task: the trained LightningModule.
         folder: of the run.
+        task: the trained LightningModule; ``None``: the run was finished before, see
+            ``resume_from=auto``.
     """
 
     checkpoint: Path
     score: float
-    task: GeolocationTask
     folder: Path
+    task: GeolocationTask | None
+
+
+@dataclass
+class Training:
+    """A training that is ready to begin.
+
+    Attributes:
+        phase: at the rates that suit the photos of a step.
+        folder: of the run.
+        resumed: the checkpoint that it goes on from; ``None``: it is new.
+        parent: the checkpoint that it starts, or has started, from.
+        region, outlines: that it learns.
+        trainer: still without loggers.
+        task, datamodule: what it fits.
+        rate_factor: by which ``optimizer.lr_scaling`` has multiplied the rates.
+    """
+
+    phase: Phase
+    folder: Path
+    resumed: Path | None
+    parent: str | None
+    region: Region
+    outlines: Outlines
+    trainer: L.Trainer
+    task: GeolocationTask
+    datamodule: GeopakDataModule
+    rate_factor: float
+
+
+def set_up(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]) -> Training:
+    """Builds everything from the configuration and says what will train.
+
+    Args:
+        cfg: composed from ``conf/train.yaml``.
+        phase: of ``cfg``.
+        start: where it begins.
+        overrides: those that ``cfg`` was composed with.
+
+    Raises:
+        GeopakError: anything that the user can mend, before work is lost.
+    """
+    from geopak import build, rerun
+    from geopak.geo.boundaries import Outlines
+    from geopak.options import plain
+    from geopak.phases import parameter_counts
+    from geopak.runs import is_first_rank
+
+    # Cheap checks first: a missing parent must not cost a model's loading.
+    folder, resumed = start.folder, start.checkpoint
+    region = build.build_region(cfg)
+    parent = None if resumed else build.resolve_parent(cfg, phase, overrides)
+    prepared = build.build_prepared(cfg, region)
+    recorded_parent = str(parent) if parent else start.parent
+    record = build.start_record(cfg, prepared.cells, overrides, recorded_parent)
+    if cfg.rerun.of and is_first_rank():
+        rerun.check(cfg.rerun.of, record, cfg.rerun.other_data)
+    model_config = plain(cfg.model)
+    quieten_lightning()
+    trainer = build.build_trainer(cfg, phase, folder, resumed)
+    datamodule = build.build_datamodule(
+        cfg, prepared, region, model_config["image_size"], trainer.world_size
+    )
+    phase, rate_factor = build.scale_learning_rates(cfg, phase, trainer.world_size)
+    outlines = Outlines.of_region(region)
+
+    import lightning as L
+
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    model = build.build_model(model_config, region, prepared.cells)
+    pretrained = build.start_weights(
+        model, model_config, parent, phase, region, prepared.cells, cfg, resumed
+    )
+    task = build.build_task(
+        cfg,
+        model,
+        phase,
+        region,
+        prepared.cells,
+        outlines,
+        pretrained,
+        datamodule.num_batches,
+    )
+    build.connect_features(datamodule, model, phase)
+
+    source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
+    if resumed:
+        source = f"where it was interrupted: {resumed}"
+    elif phase.parent is not None and parent is None:
+        encoders = "pretrained encoders" if pretrained else "random encoders"
+        source = f"{encoders} and random heads: there is no finished phase {phase.parent}"
+    elif not pretrained:
+        source = "random weights: this phase trains the encoders too"
+    if trainer.is_global_zero:
+        print_summary(
+            f"phase {phase.index} ({phase.title}), from {source}",
+            parameter_counts(model),
+            task.learning_rates(),
+            len(datamodule.train_rows),
+            len(datamodule.val_rows),
+            datamodule.num_batches,
+            phase.epochs,
+        )
+        print(build.step_summary(cfg, trainer.world_size, rate_factor))
+        build.write_start(cfg, folder, record)
+    return Training(
+        phase, folder, resumed, recorded_parent, region, outlines, trainer, task, datamodule,
+        rate_factor,
+    )  # fmt: skip
+
+
+def find(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Suggestion:
+    """Searches for what ``cfg.finder`` says instead of training, and prints what it found.
+
+    Leaves no run record: nothing takes the folder for a finished run.
+
+    Args:
+        cfg, folder, overrides: as of :func:`train`.
+
+    Raises:
+        GeopakError: anything that the user can mend.
+    """
+    from geopak import build, finders
+    from geopak.options import plain
+    from geopak.ranks import watch_parent
+    from geopak.runs import Start
+
+    watch_parent()
+    training = set_up(cfg, build.build_phase(cfg), Start(folder), overrides)
+    suggestion = finders.search(
+        plain(cfg.finder),
+        training.trainer,
+        training.task,
+        training.datamodule,
+        training.rate_factor,
+        folder,
+    )
+    typed = [o for o in overrides if not o.startswith("finder")]
+    command = " ".join(["python -m geopak.train", *typed, *suggestion.overrides])
+    print(f"\n{command}\n\n{suggestion.note}; {folder}")
+    return suggestion
 
 
 def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> TrainingResult:
@@ -49,83 +199,64 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
         GeopakError: anything that the user can mend, before work is lost.
     """
     from geopak import build
-    from geopak.geo.boundaries import Outlines
-    from geopak.options import plain
-    from geopak.phases import parameter_counts
-    from geopak.ranks import RankWatch, watch_parent
+    from geopak.checkpoint import CHECKPOINT_FOLDER
+    from geopak.ranks import watch_parent
+    from geopak.runs import held, is_first_rank
 
     watch_parent()
-    # Cheap checks first: a missing parent must not cost a model's loading.
     phase = build.build_phase(cfg)
-    region = build.build_region(cfg)
-    parent = build.resolve_parent(cfg, phase, overrides)
-    prepared = build.build_prepared(cfg, region)
-    model_config = plain(cfg.model)
-    quieten_lightning()
-    trainer = build.build_trainer(cfg, phase, folder)
-    datamodule = build.build_datamodule(
-        cfg, prepared, region, model_config["image_size"], trainer.world_size
-    )
-    phase, rate_factor = build.scale_learning_rates(cfg, phase, trainer.world_size)
-    outlines = Outlines.of_region(region)
+    start = build.choose_start(cfg, phase, folder, overrides)
+    if start.finished:
+        best = start.folder / CHECKPOINT_FOLDER / start.finished["best"]
+        if is_first_rank():
+            print(
+                f"phase {phase.index} of {cfg.name} is finished already: {best}. To train it once "
+                "more leave resume_from out."
+            )
+        return TrainingResult(best, float(start.finished["score"]), start.folder, None)
+    with held(start.folder):
+        return fit(cfg, set_up(cfg, phase, start, overrides), overrides)
 
-    import lightning as L
 
+def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> TrainingResult:
+    """Fits what is set up, keeps the best checkpoint and marks the run as finished."""
+    from geopak import build, rerun
     from geopak.checkpoint import shared_overrides, write_run_record
+    from geopak.ranks import RankWatch
 
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    model = build.build_model(model_config, region, prepared.cells)
-    pretrained = build.start_weights(
-        model, model_config, parent, phase, region, prepared.cells, cfg.resume_from
-    )
-    task = build.build_task(
-        cfg,
-        model,
-        phase,
-        region,
-        prepared.cells,
-        outlines,
-        pretrained,
-        datamodule.num_batches,
-    )
-    build.connect_features(datamodule, model, phase)
-
-    source = f"phase {phase.parent}: {parent}" if parent else "pretrained encoders"
-    if cfg.resume_from:
-        source = f"where it was interrupted: {cfg.resume_from}"
-    elif not pretrained:
-        source = "random weights: this phase trains the encoders too"
-    if trainer.is_global_zero:
-        print_summary(
-            f"phase {phase.index} ({phase.title}), from {source}",
-            parameter_counts(model),
-            task.learning_rates(),
-            len(datamodule.train_rows),
-            len(datamodule.val_rows),
-            datamodule.num_batches,
-            phase.epochs,
-        )
-        print(build.step_summary(cfg, trainer.world_size, rate_factor))
+    phase, trainer, task = training.phase, training.trainer, training.task
     # Last, so that a mistake above leaves no run open.
-    trainer.logger = build.build_logger(cfg, folder)
+    trainer.loggers = build.build_loggers(
+        cfg,
+        training.folder,
+        Path(training.parent) if training.parent else None,
+        trainer.is_global_zero,
+    )
+    trainer.callbacks += build.build_dashboard(  # type: ignore[attr-defined]
+        cfg, training.region, training.outlines, training.folder
+    )
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
     watch.start(trainer)
     try:
-        trainer.fit(task, datamodule=datamodule, ckpt_path=cfg.resume_from, weights_only=True)
+        trainer.fit(
+            task, datamodule=training.datamodule, ckpt_path=training.resumed, weights_only=True
+        )
     finally:
         watch.stop()
         build.close_loggers(trainer)
 
     keeper = trainer.checkpoint_callback
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
+    if build.was_pruned(trainer):
+        raise TrialPrunedError(score, str(best))
     if trainer.is_global_zero:
         write_run_record(
-            folder,
+            training.folder,
             {
                 "phase": phase.index,
                 "monitor": phase.monitor,
                 "score": score,
-                "parent": str(parent) if parent else None,
+                "parent": training.parent,
                 "best": best.name,
                 "epochs": trainer.current_epoch,
                 "overrides": shared_overrides(overrides),
@@ -135,7 +266,9 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         log.info("best %s = %.4g: %s", phase.monitor, score, best)
-    return TrainingResult(best, score, task, folder)
+        if cfg.rerun.of:
+            print(rerun.compare_scores(cfg.rerun.of, phase.monitor, score))
+    return TrainingResult(best, score, training.folder, task)
 
 
 def quieten_lightning() -> None:
@@ -191,16 +324,28 @@ def print_summary(
 
 
 @entry_point("train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
-    from geopak.checkpoint import run_folder
+    from geopak import rerun
+    from geopak.runs import removed_if_unused
+    from geopak.sweeps.trials import Outcome, recorded, sweep_trial
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.resume_from:
-        # The interrupted run's own folder: its best checkpoint so far is still in the running.
-        folder = run_folder(cfg.resume_from)
-    return train(cfg, folder, list(HydraConfig.get().overrides.task)).score
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.rerun.of:
+        overrides = rerun.all_overrides(cfg.rerun.of, overrides)
+
+    def run() -> Outcome:
+        if cfg.finder is not None:
+            return Outcome(find(cfg, folder, overrides).value, None)
+        result = train(cfg, folder, overrides)
+        return Outcome(result.score, result.checkpoint)
+
+    with removed_if_unused(folder):
+        start = sweep_trial(cfg, HydraConfig.get(), folder)
+        # A run of a sweep leaves a record whatever comes of it, and ends no other.
+        return run().score if start is None else recorded(start, run, as_geopak_error)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from geopak.data.augment import SAFE, UNSAFE, Augmenter
+from geopak.data.augment import Augmenter
 from geopak.errors import ConfigError
+from geopak.schema.loading import UNSAFE, Augmentation
 
 SIZE = 32
+SAFE = {f.name: f.default for f in fields(Augmentation) if f.name not in UNSAFE}
 OFF: dict[str, Any] = {name: None if name.startswith("crop") else 0 for name in SAFE}
 STRONG: dict[str, Any] = {
     "crop_scale": [0.3, 0.5],

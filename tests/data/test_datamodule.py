@@ -8,7 +8,6 @@ import lightning as L
 import pytest
 import torch
 
-from geopak.data.augment import SAFE
 from geopak.data.datamodule import GeopakDataModule, LoadingOptions
 from geopak.data.dataset import PreparedSet
 from geopak.errors import ConfigError
@@ -206,7 +205,7 @@ def test_quotas_that_do_not_fit_the_batch_are_refused_before_anything_is_loaded(
 def test_an_unsafe_transform_is_refused_unless_permitted(
     prepared: PreparedSet, region: Region
 ) -> None:
-    augmentation = {**SAFE, "horizontal_flip": 0.5}
+    augmentation = {"horizontal_flip": 0.5}
     with pytest.raises(ConfigError, match="not geography-safe"):
         make(prepared, region, augmentation=augmentation)
     make(prepared, region, augmentation=augmentation, allow_unsafe=True)
@@ -225,3 +224,33 @@ def test_an_unsafe_transform_is_refused_unless_permitted(
 def test_options_out_of_range_are_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"data\.{option}"):
         LoadingOptions(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(None, 5), (1.0, 5), (0.5, 2), (0.01, 1), (2, 2), (1, 1), (9, 5)]
+)
+def test_a_limit_shortens_the_epoch_of_sampler_and_schedule(
+    prepared: PreparedSet, region: Region, limit: float | None, expected: int
+) -> None:
+    options = LoadingOptions(**OPTIONS)
+    limited = GeopakDataModule(prepared, region, options, 32, limit_train_batches=limit)
+    whole = list(make(prepared, region).train_sampler(rank=0))
+    assert limited.num_batches == expected
+    assert list(limited.train_sampler(rank=0)) == whole[:expected]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 0.0, 1.5])
+def test_a_limit_that_leaves_nothing_is_refused(
+    prepared: PreparedSet, region: Region, limit: float
+) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.limit_train_batches="):
+        GeopakDataModule(prepared, region, LoadingOptions(**OPTIONS), 32, limit_train_batches=limit)
+
+
+def test_the_batch_size_may_change_with_its_quotas(datamodule: GeopakDataModule) -> None:
+    assert datamodule.smallest_batch_size == 4
+    datamodule.batch_size = 16
+    assert datamodule.quotas.tolist() == [4, 4, 8]
+    assert {len(batch) for batch in datamodule.train_sampler(rank=0)} == {16}
+    with pytest.raises(ConfigError, match=r"data\.batch_size=6"):
+        datamodule.batch_size = 6

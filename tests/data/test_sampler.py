@@ -18,10 +18,10 @@ from geopak.data.sampler import (
     SequentialBatchSampler,
     batches_per_rank,
     check_quotas,
-    scale_quotas,
 )
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
+from geopak.schema.loading import scaled_quotas
 
 QUOTAS = np.array([3, 0, 5])
 # Row numbers that are no positions: the rows of a split lie anywhere in the table.
@@ -172,10 +172,10 @@ def test_quotas_that_would_cut_photos_are_refused_with_the_nearest_sizes(
 )
 def test_scaled_quotas_are_exact_or_refused(quotas: list[int], size: int) -> None:
     exact = [Fraction(q * size, sum(quotas)) for q in quotas]
-    scaled = scale_quotas(np.array(quotas), size)
+    scaled = scaled_quotas(quotas, size)
     if all(share.denominator == 1 for share in exact):
         assert scaled is not None
-        assert scaled.tolist() == exact
+        assert scaled == exact
     else:
         assert scaled is None
 

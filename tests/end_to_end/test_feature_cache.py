@@ -117,7 +117,7 @@ def test_a_phase_that_trains_an_encoder_refuses_the_cache(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.feature_cache=maybe", "use auto, true, false"),
+        ("data.feature_cache=maybe", "must be true or false or auto"),
         ("data.feature_dtype=int8", "use float32, float16, bfloat16"),
         ("data.feature_views=0", "at least 1"),
         ("data.feature_draw=-1", "0 or more"),

@@ -74,7 +74,7 @@ def test_shards_made_again_are_the_same_and_replace_nothing_else(
     [
         ("photos_per_shard=0", "photos_per_shard=0 must be at least 1"),
         ("shard_mb=much", "shard_mb='much' must be a number"),
-        ("seed=-1", "seed=-1 must be an integer of 0 or more"),
+        ("seed=-1", "seed=-1 must be at least 0"),
         ("photos_per_shart=5", "Did you mean 'photos_per_shard'"),
         ("prepared=nowhere", "No manifest.json in nowhere"),
     ],

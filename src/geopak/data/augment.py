@@ -15,29 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from geopak.errors import ConfigError, nearest_name
+from geopak.schema.loading import augmentation_strengths
 
-UNSAFE = {
-    "horizontal_flip": "it mirrors script and the driving side",
-    "rotation": "it breaks the horizon",
-    "perspective": "it warps skylines and facades",
-}
-# Defaults are strengths, or ranges of them; null or 0 turns a transform off.
-SAFE: dict[str, Any] = {
-    "crop_scale": (0.6, 1.0),
-    "crop_ratio": (0.85, 1.18),
-    "brightness": 0.2,
-    "contrast": 0.2,
-    "saturation": 0.2,
-    "gamma": 0.15,
-    "fog": 0.1,
-    "rain": 0.05,
-    "overcast": 0.1,
-    "blur": 0.1,
-    "noise": 0.02,
-}
-# Settings that are ranges, and the largest value in each.
-_RANGES = {"crop_scale": 1.0, "crop_ratio": math.inf}
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -46,9 +25,8 @@ class Augmenter:
 
     Args:
         size: side of the images that come out, pixels.
-        settings: values for the names in :data:`SAFE` and, with ``allow_unsafe``,
-            :data:`UNSAFE` (a probability for ``horizontal_flip``, degrees for ``rotation``,
-            distortion in [0, 1] for ``perspective``).
+        settings: those that differ from the defaults of
+            :class:`geopak.schema.loading.Augmentation`.
         allow_unsafe: permit the unsafe ones.
 
     Raises:
@@ -58,38 +36,8 @@ class Augmenter:
     def __init__(
         self, size: int, settings: Mapping[str, Any] | None = None, allow_unsafe: bool = False
     ) -> None:
-        given = dict(settings or {})
-        known = [*SAFE, *UNSAFE]
-        for name, value in given.items():
-            if name not in known:
-                raise ConfigError(
-                    f"data.augmentation.{name} is not a transform.{nearest_name(name, known)} "
-                    f"Known: {', '.join(SAFE)}."
-                )
-            if name in UNSAFE and value and not allow_unsafe:
-                raise ConfigError(
-                    f"data.augmentation.{name} is not geography-safe: {UNSAFE[name]}. Remove it, "
-                    "or set data.allow_unsafe=true if you mean it."
-                )
         self.size = size
-        self.settings = {**SAFE, **given}
-        for name in known:
-            value = self.settings.get(name)
-            try:
-                if name in _RANGES:
-                    low, high = map(float, value or (1.0, 1.0))
-                    valid = 0 < low <= high <= _RANGES[name]
-                    self.settings[name] = (low, high)
-                else:
-                    self.settings[name] = float(value or 0)
-                    valid = 0 <= self.settings[name] <= (180 if name == "rotation" else 1)
-            except (TypeError, ValueError):
-                valid = False
-            if not valid:
-                wanted = "a range [low, high]" if name in _RANGES else "a number"
-                raise ConfigError(
-                    f"data.augmentation.{name}={value} is out of range or not {wanted}."
-                )
+        self.settings = augmentation_strengths(settings, allow_unsafe)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augments a batch.

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from geopak.data.manifest import file_sha256
-from geopak.data.partitions import ExecutorSettings, map_partitions
+from geopak.data.partitions import map_partitions
 from geopak.errors import PhotoError
+from geopak.schema.preparation import ExecutorSettings
 
 # A file changed so shortly before it was hashed may change again without its time showing it.
 _SETTLED_AFTER_S = 2.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -24,8 +26,6 @@ from geopak.data.features import (
     ImageEncoder,
     Pictures,
     cached_features,
-    check_cache_choice,
-    check_feature_options,
 )
 from geopak.data.sampler import (
     BalancedBatchSampler,
@@ -43,93 +43,8 @@ from geopak.data.shards import (
 )
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.region import Region
+from geopak.schema.loading import LoadingOptions
 from geopak.types import Batch
-
-
-@dataclass(frozen=True)
-class LoadingOptions:
-    """How photos become batches.
-
-    Attributes:
-        batch_size: photos a batch and device.
-        batches_per_epoch: training batches of ``reference_batch`` photos an epoch, over all
-            devices, see :func:`geopak.data.sampler.batches_per_rank`; ``None``: as many photos as
-            there are.
-        reference_batch: photos; ``None``: of ``batch_size``.
-        sampling: ``balanced`` (quotas of the region) or ``random``.
-        num_workers: loader processes; unused with the memory cache.
-        memory_cache: keep decoded photos in memory: ``true``, ``false``, or ``auto`` (if they fit
-            into ``memory_cache_gb``).
-        memory_cache_gb: limit of ``auto``, in 10⁹ bytes.
-        feature_cache: train from features that are encoded once, where the encoders are frozen:
-            ``true``, ``false``, or ``auto`` (if the training would take more encodings).
-        feature_views: augmented views of every train photo in the cache.
-        feature_dtype: ``float32``, ``float16`` or ``bfloat16``, of the cache on disk.
-        feature_draw: another number draws other views.
-        feature_folder: of the caches; runs that share it share them.
-        shards: folder or URL of tar shards that give the photos; ``None``: they are read from their
-            files.
-        shard_group: shards of a province that a loader process holds at a time, undecoded.
-        load_margin: training photos are loaded this much larger than the model's input, so that
-            random crops do not enlarge.
-        augmentation: settings of :class:`geopak.data.augment.Augmenter`.
-        allow_unsafe: permit transforms that are not geography-safe.
-        seed: of sampling and augmentation.
-    """
-
-    batch_size: int = 64
-    batches_per_epoch: int | None = 1300
-    reference_batch: int | None = None
-    sampling: str = "balanced"
-    num_workers: int = 4
-    memory_cache: str = "auto"
-    memory_cache_gb: float = 2.0
-    feature_cache: str = "auto"
-    feature_views: int = 4
-    feature_dtype: str = "float32"
-    feature_draw: int = 0
-    feature_folder: str = "features"
-    shards: str | None = None
-    shard_group: int = 2
-    load_margin: float = 1.15
-    augmentation: dict[str, Any] = field(default_factory=dict)
-    allow_unsafe: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"data.batch_size={self.batch_size} must be at least 1.")
-        if self.batches_per_epoch is not None and self.batches_per_epoch < 1:
-            raise ConfigError("data.batches_per_epoch must be at least 1, or null.")
-        if self.reference_batch is not None and self.reference_batch < 1:
-            raise ConfigError("data.reference_batch must be at least 1.")
-        if self.sampling not in ("balanced", "random"):
-            raise ConfigError(f"data.sampling={self.sampling!r}: use balanced or random.")
-        if self.num_workers < 0:
-            raise ConfigError(f"data.num_workers={self.num_workers} must be 0 or more.")
-        for name in ("memory_cache", "feature_cache"):
-            check_cache_choice(f"data.{name}", getattr(self, name))
-        check_feature_options(self.feature_views, self.feature_dtype, self.feature_draw)
-        if self.load_margin < 1:
-            raise ConfigError(f"data.load_margin={self.load_margin} must be at least 1.")
-        if self.shard_group < 1:
-            raise ConfigError(f"data.shard_group={self.shard_group} must be at least 1.")
-        if self.shards is not None:
-            self._check_streaming()
-
-    def _check_streaming(self) -> None:
-        """Raises a ConfigError where shards cannot do what is asked for."""
-        if self.sampling != "balanced":
-            raise ConfigError(
-                f"data.sampling={self.sampling} needs photo files: shards give balanced batches "
-                "alone. Use data.sampling=balanced, or data=photos."
-            )
-        for name in ("memory_cache", "feature_cache"):
-            if getattr(self, name) == "true":
-                raise ConfigError(
-                    f"data.{name}=true needs photo files, and data=shards streams. Use "
-                    f"data.{name}=false, or data=photos."
-                )
 
 
 class GeopakDataModule(L.LightningDataModule):
@@ -141,6 +56,11 @@ class GeopakDataModule(L.LightningDataModule):
         options: how photos become batches.
         image_size: side of the model's input, pixels.
         world_size: number of processes that share the photos.
+        limit_train_batches: batches of an epoch at the most, or a share of them as a float;
+            ``None``: all. Not the trainer's, so that sampler, schedule and resuming agree.
+
+    Raises:
+        ConfigError: batches, quotas or a limit that cannot be.
     """
 
     def __init__(
@@ -150,8 +70,16 @@ class GeopakDataModule(L.LightningDataModule):
         options: LoadingOptions,
         image_size: int,
         world_size: int = 1,
+        limit_train_batches: int | float | None = None,
     ) -> None:
         super().__init__()
+        limit = limit_train_batches
+        if limit is not None and (limit <= 0 or (isinstance(limit, float) and limit > 1)):
+            raise ConfigError(
+                f"trainer.limit_train_batches={limit} must be a number of batches, at least 1, or "
+                "a share above 0 and up to 1.0."
+            )
+        self.limit_train_batches = limit
         self.world_size = world_size
         self.prepared = prepared
         self.options = options
@@ -159,6 +87,7 @@ class GeopakDataModule(L.LightningDataModule):
         self.augmenter = Augmenter(image_size, options.augmentation, options.allow_unsafe)
         self.train_rows = prepared.rows("train")
         self.val_rows = prepared.rows("val")
+        self.region = region
         if len(self.val_rows) < world_size:
             raise ConfigError(
                 f"{len(self.val_rows)} val photos cannot be shared by {world_size} processes: "
@@ -175,6 +104,8 @@ class GeopakDataModule(L.LightningDataModule):
         self.encoder: ImageEncoder | None = None
         # Batches of an epoch of the run that this one goes on with.
         self._batches_before: int | None = None
+        # And what decided which photos they hold.
+        self._draws_before: dict[str, Any] = {}
 
     def use_features_of(self, encoder: ImageEncoder) -> None:
         """Serves features instead of photos where the options want it: its weights are frozen."""
@@ -183,11 +114,43 @@ class GeopakDataModule(L.LightningDataModule):
     @property
     def num_batches(self) -> int:
         """Training batches an epoch on every device."""
-        o = self.options
+        o, limit = self.options, self.limit_train_batches
         if o.batches_per_epoch is None:
-            return max(1, len(self.train_rows) // (o.batch_size * self.world_size))
-        reference = o.reference_batch or o.batch_size
-        return batches_per_rank(o.batches_per_epoch, reference, o.batch_size, self.world_size)
+            whole = max(1, len(self.train_rows) // (o.batch_size * self.world_size))
+        else:
+            reference = o.reference_batch or o.batch_size
+            whole = batches_per_rank(o.batches_per_epoch, reference, o.batch_size, self.world_size)
+        if isinstance(limit, float):
+            return max(1, int(limit * whole))
+        return whole if limit is None else min(limit, whole)
+
+    @property
+    def batch_size(self) -> int:
+        """Photos a batch and device; may be set before the loaders are made."""
+        return self.options.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        if self.options.sampling == "balanced":
+            self.quotas = check_quotas(self.region, value, self.train_province_id)
+        self.options = replace(self.options, batch_size=value)
+        if self.index is not None and self.datasets:
+            # Shards are cut into batches where they are read.
+            self.datasets.clear()
+            self.setup("fit")
+
+    @property
+    def smallest_batch_size(self) -> int:
+        """The smallest batch with whole quotas; it may be doubled again and again."""
+        if self.options.sampling != "balanced":
+            return 8
+        quotas = [p.batch_quota for p in self.region.provinces]
+        return sum(quotas) // math.gcd(*quotas)
+
+    @property
+    def serves_features(self) -> bool:
+        """Whether batches hold features in place of images; known once it is set up."""
+        return any(isinstance(dataset, FeatureDataset) for dataset in self.datasets.values())
 
     def setup(self, stage: str) -> None:
         if self.datasets:
@@ -312,13 +275,32 @@ class GeopakDataModule(L.LightningDataModule):
                 f"an epoch has {self.num_batches}: go on with the same data.batch_size, "
                 "data.batches_per_epoch and number of devices."
             )
+        for name, before in self._draws_before.items():
+            if getattr(self.options, name) != before:
+                raise CheckpointError(
+                    f"This run was interrupted within an epoch drawn with data.{name}={before}, "
+                    f"now it is {getattr(self.options, name)}: its other batches would not be "
+                    "those that are left. Go on with the value of before."
+                )
         return done + trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
+    @property
+    def feature_keys(self) -> dict[str, str]:
+        """The key of each split's feature cache, where there is one."""
+        caches = {n: d for n, d in self.datasets.items() if isinstance(d, FeatureDataset)}
+        return {name: dataset.key for name, dataset in caches.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"batches_per_epoch": self.num_batches}
+        return {
+            "batches_per_epoch": self.num_batches,
+            "draws": {
+                name: getattr(self.options, name) for name in ("batch_size", "sampling", "seed")
+            },
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._batches_before = state_dict["batches_per_epoch"]
+        self._draws_before = state_dict.get("draws", {})
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self._rank()
@@ -350,6 +332,10 @@ class GeopakDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # Whoever begins an epoch draws a number: not from the generator that dropout draws
+            # from, or a resumed run, which begins at another time, would draw another dropout.
+            generator=torch.Generator().manual_seed(self.options.seed),
+            worker_init_fn=heed_no_signal,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -373,6 +359,22 @@ class GeopakDataModule(L.LightningDataModule):
         drawn = zlib.crc32(row.cpu().numpy().tobytes())
         seed = np.random.SeedSequence([self.options.seed, epoch, rank, drawn])
         return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+
+def heed_no_signal(worker: int) -> None:
+    """Lets a loader process outlive signals that are meant for the training.
+
+    Terminals and schedulers send them to every process; the training itself ends its loaders.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+    def end_at_the_next(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Should the training have ended without a word.
+        signal.alarm(300)
+
+    signal.signal(signal.SIGTERM, end_at_the_next)
 
 
 def to_float(image: Tensor) -> Tensor:

@@ -14,46 +14,10 @@ from geopak.data.ties import capture_day
 from geopak.geo.cells import CellTable
 from geopak.geo.outline_report import OutlineReport
 from geopak.geo.region import Region
+from geopak.schema.preparation import Thresholds
 
 # In the order in which they are told.
 LEVELS = ("wrong", "weak", "note")
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """From where on something is said; the keys are those of ``thresholds`` in ``doctor.yaml``.
-
-    Attributes:
-        min_train_photos: fewest train photos of a province.
-        min_test_photos: fewest test photos of a province.
-        max_imbalance: most times that the fullest province has the train photos of the emptiest.
-        max_sparse_share: largest share of a province's cells that are sparse.
-        max_cell_share: largest share of a province's train photos in one cell.
-        large_radius_km: a cell of this radius says little about a place.
-        max_label_noise: largest share of labels that disagree with their coordinates, away from
-            borders.
-        max_border_share: largest share of photos close to a border.
-        max_author_share: largest share of the photos from one author.
-        max_source_share: largest share of the photos from one source.
-        max_buffer_share: largest share of a province's photos set aside by the split.
-        max_rejected_share: largest share of all rows that were rejected.
-        far_from_train_km: a province is thinly covered when half of its test photos are farther
-            than this from any train photo.
-    """
-
-    min_train_photos: int = 200
-    min_test_photos: int = 50
-    max_imbalance: float = 30.0
-    max_sparse_share: float = 0.5
-    max_cell_share: float = 0.3
-    large_radius_km: float = 25.0
-    max_label_noise: float = 0.01
-    max_border_share: float = 0.1
-    max_author_share: float = 0.1
-    max_source_share: float = 0.8
-    max_buffer_share: float = 0.1
-    max_rejected_share: float = 0.2
-    far_from_train_km: float = 25.0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from geopak.data.augment import Augmenter
 from geopak.data.content_hashes import FileContents, file_state
 from geopak.data.dataset import PhotoDataset, Truth
 from geopak.data.feature_store import (
-    DTYPES,
     Claim,
     FeatureStore,
     known_caches,
@@ -41,12 +40,11 @@ from geopak.data.feature_store import (
     release_all,
 )
 from geopak.data.partitions import progress_bar
-from geopak.errors import ConfigError, PhotoError
+from geopak.errors import PhotoError
 from geopak.types import Batch
 
 log = logging.getLogger(__name__)
 
-CACHE_CHOICES = ("auto", "true", "false")
 # Photos that are loaded, encoded in all views, and written together.
 CHUNK_PHOTOS = 128
 # Photos that one process loads at a time.
@@ -141,39 +139,17 @@ class CachedFeatures:
     Attributes:
         values: (U, V, D) of U distinct photos in V views, mapped from disk.
         position: (N,) for every row of the photo table its place in ``values``, -1 where none.
+        key: of the cache.
     """
 
     values: Tensor
     position: Tensor
-
-
-def check_cache_choice(key: str, choice: str) -> None:
-    """Checks the value of a key that says whether to cache.
-
-    Raises:
-        ConfigError: none of :data:`CACHE_CHOICES`.
-    """
-    if choice not in CACHE_CHOICES:
-        raise ConfigError(f"{key}={choice!r}: use {', '.join(CACHE_CHOICES)}.")
+    key: str
 
 
 def are_known(folder: str | Path, fingerprint: str) -> bool:
     """Whether a cache in the folder holds features of the encoders of a fingerprint."""
     return any(about.get("encoders") == fingerprint for about in known_caches(folder))
-
-
-def check_feature_options(views: int, dtype: str, draw: int) -> None:
-    """Checks the settings of a cache.
-
-    Raises:
-        ConfigError: one out of range.
-    """
-    if views < 1:
-        raise ConfigError(f"data.feature_views={views} must be at least 1.")
-    if dtype not in DTYPES:
-        raise ConfigError(f"data.feature_dtype={dtype!r}: use {', '.join(DTYPES)}.")
-    if draw < 0:
-        raise ConfigError(f"data.feature_draw={draw} must be 0 or more.")
 
 
 def cached_features(
@@ -234,7 +210,7 @@ def cached_features(
     position = torch.full((len(dataset),), -1, dtype=torch.long)
     position[torch.from_numpy(rows)] = torch.from_numpy(place.astype(np.int64))
     values = store.open().view(len(distinct), pictures.views, encoding.encoder.feature_dim)
-    return CachedFeatures(values, position)
+    return CachedFeatures(values, position, store.folder.name)
 
 
 def _encode_missing(
@@ -364,6 +340,7 @@ class FeatureDataset(Dataset[Batch]):
     ) -> None:
         self.truth = truth
         self.position = features.position
+        self.key = features.key
         self.num_views = features.values.shape[1]
         self.values = features.values.flatten(0, 1)
         self.generator = generator

@@ -17,7 +17,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,63 +47,15 @@ from geopak.data.worker_pools import (
     WorkerPool,
     examine_items,
 )
-from geopak.errors import ConfigError, GeopakError, nearest_name
+from geopak.errors import GeopakError
+from geopak.schema.preparation import ExecutorSettings
 
 log = logging.getLogger(__name__)
 
-EXECUTORS = ("local", "dask")
 # Partitions given to a worker at a time: one at work, one waiting, so that none stands idle.
 _AHEAD = 2
 # Work enough for every worker to have this many partitions, as long as they are not tiny.
 _PARTITIONS_PER_WORKER, _SMALLEST_PARTITION = 8, 16
-
-
-@dataclass(frozen=True)
-class ExecutorSettings:
-    """Where and how partitions are worked on; section ``executor`` of the configuration.
-
-    Attributes:
-        name: ``local`` (processes of this machine) or ``dask``.
-        workers: processes; ``None`` for one per core. With 1 and ``local`` it is this very process,
-            and an item that kills it ends the run.
-        partition_size: most items of a partition.
-        scheduler: address of a Dask scheduler; ``None`` for a cluster of ``workers`` processes on
-            this machine that lives as long as the run.
-        retries: how often a partition is tried again after its worker has died.
-        items_per_worker: more than one local worker is only started if each gets so many items.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    name: str = "local"
-    workers: int | None = None
-    partition_size: int = 256
-    scheduler: str | None = None
-    retries: int = 2
-    items_per_worker: int = 1500
-
-    def __post_init__(self) -> None:
-        if self.name not in EXECUTORS:
-            raise ConfigError(
-                f"executor.name={self.name} is none.{nearest_name(self.name, EXECUTORS)} "
-                f"Known: {', '.join(EXECUTORS)}."
-            )
-        if self.scheduler is not None and self.name != "dask":
-            raise ConfigError(
-                f"executor.scheduler={self.scheduler} is an address for executor=dask; "
-                f"this is executor={self.name}."
-            )
-        for key, least in (
-            ("workers", 1), ("partition_size", 1), ("retries", 0), ("items_per_worker", 1),
-        ):  # fmt: skip
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise ConfigError(f"executor.{key} is {value}; it must be at least {least}.")
-
-    def in_this_process(self) -> ExecutorSettings:
-        """The same partitions, worked on here: for a function that holds a model."""
-        return replace(self, name="local", workers=1, scheduler=None)
 
 
 def file_key(item: str) -> str:

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from geopak.data.table import rejections
-from geopak.errors import ConfigError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 
 # How far outside the region a rejected photo lies is told up to this distance.
 _TOLD_KM = 50.0
-
-
-@dataclass(frozen=True)
-class ProvinceSettings:
-    """How photos are given to provinces.
-
-    Attributes:
-        border_km: photos closer than this to an outline are marked ``near_border``: the outlines
-            may put them on the wrong side. About the outlines' own error is a good value.
-    """
-
-    border_km: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.border_km < np.inf:
-            raise ConfigError(f"provinces.border_km={self.border_km} must not be negative.")
 
 
 def assign_provinces(

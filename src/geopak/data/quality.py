@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from geopak.data.duplicates import (
-    HASH_BITS,
     find_look_alikes,
     hashes_of_frequencies,
     low_frequencies,
     stack_hashes,
 )
-from geopak.errors import ConfigError
+from geopak.schema.preparation import QualitySettings
 
 # All measures are taken at this size, so that thresholds do not depend on the camera.
 _WORKING_PX = 256
@@ -56,64 +55,6 @@ ERROR_KINDS = {
     "corrupt": "an image whose content cannot be decoded",
     "crashed": "examining it ended the process, by memory or a fault in a decoder",
 }
-
-
-@dataclass(frozen=True)
-class QualitySettings:
-    """Which photos are good enough. A threshold of ``None`` switches its check off.
-
-    What tells screenshots and documents was tuned on generated pictures (text, windows, chats,
-    forms, scans, and photo-like ones: sky, snow, fog, night, twigs, walls, facades) and tried on a
-    few real photos; both are heuristics, so look at what they reject.
-
-    Attributes:
-        min_side_px: fewest pixels of the shorter side.
-        max_aspect: most that the longer side may be of the shorter: banners and strips of panoramas
-            lose most of themselves when a square is cropped.
-        min_contrast: least standard deviation of the grey values (0..255).
-        min_sharpness: least variance of the Laplacian of the grey values, at no more than 256
-            pixels of the longer side.
-        max_text_lines: for documents: most changes between lines of text and gaps per pixel across
-            the lines, in pictures half of which is one tone. Text has 0.13 to 0.4.
-        max_flat_design: for screenshots: the most of a picture that may be four grey values, times
-            how crisp its edges are, where edges are upright or level. Screens have 0.5 to 0.9.
-        max_duplicate_km: equal files at places farther apart than this are all rejected, as no one
-            can tell which place is right; ``None`` keeps the first.
-        drop_exact_duplicates: drop files with the same bytes as an earlier photo.
-        drop_near_duplicates: drop photos that look like an earlier one.
-        near_duplicate_bits: two photos look alike when at most so many of the 256 bits of their
-            perceptual hashes differ; what 16 and 24 catch is in :mod:`geopak.data.duplicates`.
-    """
-
-    min_side_px: int | None = 64
-    max_aspect: float | None = 4.0
-    min_contrast: float | None = 4.0
-    min_sharpness: float | None = 4.0
-    max_text_lines: float | None = 0.13
-    max_flat_design: float | None = 0.45
-    max_duplicate_km: float | None = 1.0
-    drop_exact_duplicates: bool = True
-    drop_near_duplicates: bool = True
-    near_duplicate_bits: int = 16
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.near_duplicate_bits <= 32:
-            raise ConfigError(
-                f"quality.near_duplicate_bits is {self.near_duplicate_bits}; it must be 0 to 32 "
-                f"of the {HASH_BITS} bits."
-            )
-        if self.max_aspect is not None and self.max_aspect < 1:
-            raise ConfigError(
-                f"quality.max_aspect is {self.max_aspect}; it is longer side / shorter side, so at "
-                "least 1. Set null to allow every shape."
-            )
-        for name in ("min_side_px", "min_contrast", "min_sharpness", "max_text_lines",
-                     "max_flat_design", "max_duplicate_km"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(
-                    f"quality.{name} is {value}; it must be at least 0, or null to switch it off."
-                )
 
 
 def examine_files(paths: Sequence[str]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
+from geopak.schema.loading import batch_quotas
 
 T = TypeVar("T")
 
@@ -34,19 +35,10 @@ def batches_per_rank(
     return math.ceil(batches_per_epoch * reference_batch / (batch_size * world_size))
 
 
-def scale_quotas(quotas: NDArray[np.int64], batch_size: int) -> NDArray[np.int64] | None:
-    """The same shares in a batch of another size; ``None`` where some photo would be cut."""
-    scaled = quotas * batch_size
-    return None if (scaled % quotas.sum()).any() else scaled // quotas.sum()
-
-
 def check_quotas(
     region: Region, batch_size: int, province_id: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The photos per batch of every province, validated.
-
-    The region's quotas describe a batch of their sum (Pakistan's: 64). A batch of another size
-    has the same shares, as long as they are whole photos: 32 of Pakistan are half of each quota.
 
     Args:
         region: gives ``batch_quota`` per province.
@@ -54,23 +46,10 @@ def check_quotas(
         province_id: (N,) of the train photos.
 
     Raises:
-        ConfigError: a batch size that the quotas cannot be scaled to, named with the nearest that
-            they can; or a quota for an empty province.
+        ConfigError: quotas that cannot be scaled (:func:`geopak.schema.loading.batch_quotas`), or
+            one for an empty province.
     """
-    described = np.array([p.batch_quota for p in region.provinces])
-    if not described.sum():
-        raise ConfigError("Every region.provinces.<key>.batch_quota is 0: no batch has a photo.")
-    quotas = scale_quotas(described, batch_size)
-    if quotas is None:
-        listed = ", ".join(f"{p.key} {p.batch_quota}" for p in region.provinces)
-        step = int(described.sum()) // math.gcd(*map(int, described))
-        below = batch_size // step * step
-        nearest = f"{below} and {below + step}" if below else f"{step}"
-        raise ConfigError(
-            f"The batch quotas sum to {described.sum()}, not to data.batch_size={batch_size} "
-            f"({listed}), and their shares of it are no whole photos. The nearest batch sizes that "
-            f"work: {nearest}. Change data.batch_size or region.provinces.<key>.batch_quota."
-        )
+    quotas = np.array(batch_quotas(region, batch_size), np.int64)
     count = np.bincount(province_id, minlength=region.num_provinces)
     for province, n in zip(region.provinces, count, strict=True):
         if province.batch_quota and not n:

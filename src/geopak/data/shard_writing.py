@@ -21,7 +21,7 @@ from pyarrow import feather
 import geopak
 from geopak.data.dataset import PreparedSet
 from geopak.data.images import upright_rgb
-from geopak.data.partitions import ExecutorSettings, map_partitions
+from geopak.data.partitions import map_partitions
 from geopak.data.shards import (
     FORMAT,
     HELD_OUT,
@@ -33,41 +33,11 @@ from geopak.data.shards import (
 )
 from geopak.errors import ConfigError, PhotoError
 from geopak.geo.region import Region
+from geopak.schema.preparation import ExecutorSettings, ShardSettings
 
 _PLAN_NAME = "plan.arrow"
 # Photos that an error names.
 _NAMED = 5
-
-
-@dataclass(frozen=True)
-class ShardSettings:
-    """How photos are cut into shards.
-
-    Attributes:
-        photos_per_shard: most photos of a shard.
-        shard_mb: most of a shard in 10⁶ bytes, about; photos that are made smaller count as none.
-        shorter_side_px: photos larger than this are made smaller and are JPEG then; ``None``: every
-            photo keeps its own bytes.
-        quality: of that JPEG.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    photos_per_shard: int = 1000
-    shard_mb: float = 32.0
-    shorter_side_px: int | None = None
-    quality: int = 90
-
-    def __post_init__(self) -> None:
-        for key in ("photos_per_shard", "shorter_side_px"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{key}={value} must be at least 1.")
-        if not self.shard_mb > 0:
-            raise ConfigError(f"shard_mb={self.shard_mb} must be more than 0.")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"quality={self.quality} must be from 1 to 100.")
 
 
 @dataclass(frozen=True)

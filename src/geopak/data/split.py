@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from geopak.data.ties import Ties, block_codes, components, hashed
-from geopak.errors import ConfigError, PreparedSetError
+from geopak.errors import PreparedSetError
 from geopak.geo.distance import EARTH_RADIUS_KM
+from geopak.schema.preparation import SplitSettings
 
 SPLITS = ("train", "val", "test", "buffer")
-METHODS = ("places", "spatial_blocks", "random")
 _TRAIN, _VAL, _TEST, _BUFFER = range(4)
 # How close to the asked share a draw must come, or else units are passed over for it.
 _TOLERANCE = 0.008
@@ -45,57 +45,6 @@ _SPOT_SIDE = 0.5
 # Two squares' photos are compared one by one up to so many pairs, for so many squares at a time.
 _MOST_COMPARED = 64
 _PAIRS_AT_A_TIME = 1_000_000
-
-
-@dataclass(frozen=True)
-class SplitSettings:
-    """How photos are split.
-
-    Attributes:
-        method: ``places``; ``spatial_blocks`` to hold whole blocks out, for which ``block_km`` and
-            ``min_distance_km`` are to be large; or ``random`` to show by comparison how much a
-            random split flatters.
-        val_fraction: share of each province's photos wished for in val.
-        test_fraction: share of each province's photos wished for in test.
-        block_km: side of the blocks of ground that are drawn whole.
-        min_distance_km: no train photo is this close to a val or test photo, no val photo this
-            close to a test photo.
-        max_group_share: photos tied to each other are held out, or trained on, as a whole up to
-            this share of their province; larger groups are cut and the cut lined with ``buffer``.
-        previous: an earlier prepared set, or a table with ``id`` and ``split``, whose val and test
-            photos stay what they are; ``None``: nothing is kept but by the hash.
-    """
-
-    method: str = "places"
-    val_fraction: float = 0.08
-    test_fraction: float = 0.12
-    block_km: float = 2.0
-    min_distance_km: float = 0.25
-    max_group_share: float = 0.005
-    previous: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(
-                f"split.method is {self.method!r}; it must be one of {', '.join(METHODS)}."
-            )
-        if not (
-            min(self.val_fraction, self.test_fraction) >= 0
-            and self.val_fraction + self.test_fraction <= 0.8
-        ):
-            raise ConfigError(
-                "split.val_fraction and split.test_fraction must not be negative and together at "
-                f"most 0.8; they are {self.val_fraction} and {self.test_fraction}."
-            )
-        if not (0.001 <= self.block_km <= 5000 and 0 <= self.min_distance_km <= 5000):
-            raise ConfigError(
-                "split.block_km must be between 0.001 and 5000 and split.min_distance_km between 0 "
-                f"and 5000; they are {self.block_km} and {self.min_distance_km}."
-            )
-        if not 0 <= self.max_group_share <= 0.5:
-            raise ConfigError(
-                f"split.max_group_share must be between 0 and 0.5; it is {self.max_group_share}."
-            )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from geopak.data import coordinates
 from geopak.data.photo_paths import ResolvedPaths
-from geopak.errors import ConfigError, PreparedSetError, nearest_name
+from geopak.errors import PreparedSetError, nearest_name
 from geopak.geo.region import Region
+from geopak.schema.preparation import ValidationSettings
 
 log = logging.getLogger(__name__)
 
@@ -41,34 +41,6 @@ _PIXELS = ("width", "height")
 _MOST_PIXELS = 1_000_000
 # A table whose every label is unknown needs no more examples than this.
 _MOST_HINTS = 10
-
-
-@dataclass(frozen=True)
-class ValidationSettings:
-    """Which coordinates are believed.
-
-    Attributes:
-        min_decimals: fewest decimals of latitude and longitude as written, the more exact of the
-            two (a trailing zero is often cut off); 2 decimals are about a kilometre. 0: any.
-        max_photos_per_coordinate: most unrelated photos (of different authors or days) at one and
-            the same coordinate; more of them were given the coordinate of a place name, not taken
-            there. ``None``: any number.
-    """
-
-    min_decimals: int = 2
-    max_photos_per_coordinate: int | None = 30
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_decimals <= 15:
-            raise ConfigError(
-                f"validation.min_decimals is {self.min_decimals}; it must be 0 to 15."
-            )
-        limit = self.max_photos_per_coordinate
-        if limit is not None and limit < 1:
-            raise ConfigError(
-                f"validation.max_photos_per_coordinate is {limit}; it must be at least 1, or null "
-                "for no limit."
-            )
 
 
 def rejections(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from geopak.errors import ConfigError, nearest_name
 from geopak.geo.distance import (
     EARTH_RADIUS_KM,
     haversine_km,
@@ -18,39 +16,8 @@ from geopak.geo.distance import (
     unit_vectors,
 )
 from geopak.models.geolocator import Geolocator
+from geopak.schema.training import DecodingOptions
 from geopak.types import Decoded, ModelOutput
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How hypotheses are chosen and made into a coordinate.
-
-    Attributes:
-        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``; or ``regression``,
-            the auxiliary head's coordinate, which looks at no hypothesis.
-        top_provinces: provinces considered.
-        top_cells: cells considered in each of them.
-        within_km: radius of the rule ``max_within_km``.
-        confidence_km: the confidence is the probability mass within this distance.
-    """
-
-    rule: str = "geometric_median"
-    top_provinces: int = 2
-    top_cells: int = 5
-    within_km: float = 25.0
-    confidence_km: float = 25.0
-
-    def __post_init__(self) -> None:
-        known = (*RULES, REGRESSION)
-        if self.rule not in known:
-            raise ConfigError(
-                f"decoding.rule={self.rule!r} is not a rule.{nearest_name(self.rule, known)} "
-                f"Known: {', '.join(known)}."
-            )
-        if self.top_provinces < 1 or self.top_cells < 1:
-            raise ConfigError("decoding.top_provinces and decoding.top_cells must be at least 1.")
-        if self.within_km <= 0 or self.confidence_km <= 0:
-            raise ConfigError("decoding.within_km and decoding.confidence_km must be positive.")
 
 
 def joint_log_prob(output: ModelOutput, cell_province_id: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geopak.errors import CheckpointError, ConfigError
+from geopak.schema.model import check_patches
 
 # Parts of a full CLIP checkpoint beside its visual tower.
 _CLIP_TEXT_PARTS = (
@@ -181,11 +182,7 @@ class SemanticEncoder(Encoder):
                 "mlp_ratio": mlp_ratio,
             },
         )
-        if image_size % patch_size:
-            raise ConfigError(
-                f"model.image_size={image_size} is not a multiple of "
-                f"model.semantic.patch_size={patch_size}."
-            )
+        check_patches(image_size, patch_size)
         self.visual = VisionTransformer(
             image_size=image_size,
             patch_size=patch_size,

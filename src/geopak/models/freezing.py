@@ -8,8 +8,7 @@ from torch import nn
 
 from geopak.errors import ConfigError
 from geopak.models.encoders import Encoder
-
-LAST_STAGE = "last_stage"
+from geopak.schema.training import LAST_STAGE
 
 
 def set_frozen(parts: Iterable[nn.Module | nn.Parameter], frozen: bool) -> None:

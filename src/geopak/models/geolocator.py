@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,27 +25,12 @@ from geopak.models.heads import (
     OffsetHead,
     ProvinceHead,
 )
+from geopak.schema.model import HeadSizes
 from geopak.types import ModelOutput
 
 EMBEDDING_STD = 0.01
 CELL_HEADS = ("per_province", "flat")
 NO_OFFSET = "none"
-
-
-@dataclass(frozen=True)
-class HeadSizes:
-    """Widths of everything above the encoders; defaults are the published ones."""
-
-    dim: int = 512
-    province_hidden: int = 256
-    cell_hidden_small: int = 256
-    cell_hidden_large: int = 512
-    cell_hidden_large_from: int = 30
-    cell_embedding: int = 96
-    province_embedding: int = 32
-    offset_hidden: int = 256
-    auxiliary_hidden: int = 256
-    dropout: float = 0.1
 
 
 class Geolocator(nn.Module):

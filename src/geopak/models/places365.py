@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +21,7 @@ from torchvision.transforms.v2 import functional as transform  # type: ignore[im
 
 from geopak.errors import CheckpointError, ConfigError
 from geopak.models.encoders import Encoder, read_weights
+from geopak.schema.preparation import IndoorSettings
 
 NUM_CLASSES = 365
 # Of the validation of the published training.
@@ -30,51 +30,6 @@ _SHORTER_SIDE_PX, _CROP_PX = 256, 224
 _INDOOR, _OUTDOOR = "1", "2"
 # Equal for any batch and device, as far as a threshold can tell.
 _DECIMALS = 4
-
-
-@dataclass(frozen=True)
-class IndoorSettings:
-    """The indoor filter; section ``indoor`` of the configuration. Without files it is off.
-
-    Attributes:
-        checkpoint: ``resnet50_places365.pth.tar``, or another file of such weights.
-        categories: ``IO_places365.txt``: a line per class, its name and 1 (indoor) or 2 (outdoor).
-        max_probability: photos that are indoors with more than this are rejected.
-        device: such as ``cuda:1``; ``None`` for the first GPU where there is one.
-        batch_size: photos that go through the network at a time.
-
-    Raises:
-        ConfigError: one file without the other, or a value out of range.
-    """
-
-    checkpoint: str | None = None
-    categories: str | None = None
-    max_probability: float = 0.5
-    device: str | None = None
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if (self.checkpoint is None) != (self.categories is None):
-            here, missing = (
-                ("indoor.checkpoint", "indoor.categories=IO_places365.txt")
-                if self.categories is None
-                else ("indoor.categories", "indoor.checkpoint=resnet50_places365.pth.tar")
-            )
-            raise ConfigError(
-                f"{here} is set, but the indoor filter needs both files: add {missing}, or set "
-                f"{here}=null to do without it."
-            )
-        if not 0 < self.max_probability <= 1:
-            raise ConfigError(
-                f"indoor.max_probability is {self.max_probability}; it must be above 0, and 1 at "
-                "most."
-            )
-        if self.batch_size < 1:
-            raise ConfigError(f"indoor.batch_size is {self.batch_size}; it must be at least 1.")
-
-    @property
-    def enabled(self) -> bool:
-        return self.checkpoint is not None
 
 
 class IndoorClassifier(Encoder):

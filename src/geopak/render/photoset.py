@@ -17,10 +17,10 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from geopak.errors import ConfigError, nearest_name
+from geopak.errors import ConfigError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.render.scene import draw
 from geopak.render.towns import Towns
-from geopak.render.world import World, WorldConfig, town_radius_km
+from geopak.render.world import World, town_radius_km
+from geopak.schema.rendering import COPIES, PhotoSetConfig, PlacesConfig
 
 COLUMNS = (
     "id",
@@ -50,9 +51,6 @@ COLUMNS = (
     "height",
     "album",
 )
-DEFECTS = ("wrong_label", "outside", "swapped", "truncated", "duplicate", "near_duplicate")
-# Kinds whose file is a copy of another photo's.
-COPIES = ("duplicate", "near_duplicate")
 DECIMALS = 6
 # How far inside its province a wrongly labelled photo lies, and how far outside the region a
 # photo's wrong coordinate, so that no reasonable outline puts either elsewhere.
@@ -64,132 +62,6 @@ _COPY_SCALE, _COPY_QUALITY = 0.85, 70
 _PROBES = 16
 
 _Array = NDArray[np.float64]
-_Config = TypeVar("_Config")
-
-
-@dataclass(frozen=True)
-class ImageConfig:
-    """Sizes and encoding of the files; ``aspects`` are width / height, equally often."""
-
-    short_side_px: tuple[int, int] = (100, 168)
-    aspects: tuple[float, ...] = (1.5, 1.3333, 1.0, 0.75)
-    quality: int = 88
-    photos_per_folder: int = 1000
-
-    def __post_init__(self) -> None:
-        low, high = self.short_side_px
-        _require(16 <= low <= high, "image.short_side_px", "two sizes, 16 at least, smaller first")
-        positive = bool(self.aspects) and min(self.aspects) > 0
-        _require(positive, "image.aspects", "a list of positive numbers")
-        _require(1 <= self.quality <= 95, "image.quality", "between 1 and 95")
-        _require(self.photos_per_folder >= 1, "image.photos_per_folder", "at least 1")
-
-
-@dataclass(frozen=True)
-class PlacesConfig:
-    """Where, by whom and when photos are taken; ``conf/synthetic.yaml`` explains each setting."""
-
-    town_exponent: float = 0.55
-    spots_per_town: int = 40
-    spot_share: float = 0.6
-    jitter_km: float = 0.25
-    wilderness_share: float = 0.04
-    wilderness_km: float = 25.0
-    album_size: float = 2.5
-    albums_per_author: float = 4.0
-    traveller_share: float = 0.15
-    years: tuple[int, int] = (2014, 2025)
-
-    def __post_init__(self) -> None:
-        _require(self.town_exponent >= 0, "places.town_exponent", "not negative")
-        _require(self.spots_per_town >= 1, "places.spots_per_town", "at least 1")
-        shares = self.spot_share >= 0 and self.wilderness_share >= 0
-        _require(
-            shares and self.spot_share + self.wilderness_share <= 1,
-            "places.spot_share and places.wilderness_share",
-            "not negative, and together at most 1",
-        )
-        _require(0 <= self.traveller_share <= 1, "places.traveller_share", "between 0 and 1")
-        _require(self.jitter_km >= 0, "places.jitter_km", "not negative")
-        _require(self.wilderness_km > 0, "places.wilderness_km", "positive")
-        _require(self.album_size >= 1, "places.album_size", "at least 1")
-        _require(self.albums_per_author >= 1, "places.albums_per_author", "at least 1")
-        _require(1900 <= self.years[0] <= self.years[1], "places.years", "two years, first to last")
-
-
-@dataclass(frozen=True)
-class PhotoSetConfig:
-    """What the photo set is; ``conf/synthetic.yaml`` explains each setting.
-
-    Attributes:
-        defects: number (if whole) or share of ``num_photos`` (if below 1) of each kind of
-            ``DEFECTS``; kinds left out do not occur.
-    """
-
-    num_photos: int = 10_000
-    seed: int = 0
-    difficulty: float = 0.75
-    image: ImageConfig = field(default_factory=ImageConfig)
-    places: PlacesConfig = field(default_factory=PlacesConfig)
-    defects: Mapping[str, float] = field(default_factory=dict)
-    world: WorldConfig = field(default_factory=WorldConfig)
-
-    def __post_init__(self) -> None:
-        whole = isinstance(self.num_photos, int) and self.num_photos >= 1
-        _require(whole, "num_photos", "a whole number, 1 at least")
-        _require(self.seed >= 0, "seed", "not negative")
-        _require(self.difficulty >= 0, "difficulty", "not negative")
-        for kind, value in self.defects.items():
-            if kind not in DEFECTS:
-                raise ConfigError(
-                    f"defects.{kind} is no kind of defect.{nearest_name(kind, DEFECTS)} "
-                    f"Known: {', '.join(DEFECTS)}."
-                )
-            good = value >= 0 and (value < 1 or float(value).is_integer())
-            _require(good, f"defects.{kind}", "a whole number, or a share below 1")
-        total, copies = sum(self.defect_counts().values()), 0
-        copies = sum(self.defect_counts()[kind] for kind in COPIES)
-        # Every copy needs an original of its own that has no defect.
-        if total + copies > self.num_photos:
-            raise ConfigError(
-                f"defects asks for {total} bad rows, {copies} of them copies of good ones, but "
-                f"num_photos is {self.num_photos}. Lower defects.* or raise num_photos."
-            )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> PhotoSetConfig:
-        """Takes the settings it knows from the composed configuration of ``synthetic``.
-
-        Raises:
-            ConfigError: a value out of range, or an unknown setting in a section.
-        """
-        sections = {"image": ImageConfig, "places": PlacesConfig, "world": WorldConfig}
-        values = {f.name: config[f.name] for f in fields(cls) if f.name in config}
-        for name, section in sections.items():
-            if name in values:
-                values[name] = _section(section, name, values[name])
-        return cls(**values)
-
-    def defect_counts(self) -> dict[str, int]:
-        """Number of bad rows of every kind of ``DEFECTS``."""
-        counts = {}
-        for kind in DEFECTS:
-            value = self.defects.get(kind, 0)
-            counts[kind] = round(value * self.num_photos) if value < 1 else int(value)
-        return counts
-
-
-def _require(good: bool, key: str, wanted: str) -> None:
-    if not good:
-        raise ConfigError(f"{key} must be {wanted}.")
-
-
-def _section(kind: type[_Config], name: str, values: Mapping[str, Any]) -> _Config:
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{name}.{key} is no setting.{nearest_name(key, known)}")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 # --- who photographs where and when ---------------------------------------------------------------
@@ -275,16 +147,9 @@ def _province_shares(
     keys = [p.key for p in region.provinces]
     shares = np.bincount(inhabited[inhabited >= 0], weight[inhabited >= 0], region.num_provinces)
     if photo_shares is not None:
-        for key in photo_shares:
-            if key not in keys:
-                raise ConfigError(
-                    f"landscape.photo_shares.{key}: the region has no such province."
-                    f"{nearest_name(key, keys)} Known: {', '.join(keys)}."
-                )
         wanted = np.array([float(photo_shares.get(key, 0.0)) for key in keys])
-        _require(
-            bool((wanted >= 0).all() and wanted.sum() > 0), "landscape.photo_shares", "positive"
-        )
+        if not wanted.sum() > 0:
+            raise ConfigError("landscape.photo_shares gives no province a photo.")
         without = [
             k for k, share, has in zip(keys, wanted, shares > 0, strict=True) if share and not has
         ]
@@ -663,7 +528,6 @@ def write_photo_set(settings: Mapping[str, Any]) -> Path:
     config = PhotoSetConfig.from_config(settings)
     workers = settings.get("workers")
     workers = os.cpu_count() or 1 if workers is None else workers
-    _require(isinstance(workers, int) and workers >= 1, "workers", "a whole number or null")
     region = Region.from_config(settings["region"])
     outlines = Outlines.of_region(region)
     towns_path = settings["region"].get("towns")

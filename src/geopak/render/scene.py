@@ -16,10 +16,13 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from geopak.schema.rendering import Roof, Tree, Vehicle
 
 RGB = tuple[float, float, float]
 Points = list[tuple[float, float]]
@@ -28,9 +31,9 @@ WEATHERS = ("clear", "overcast", "dust", "fog", "rain")
 WEATHER_SHARES = (0.45, 0.2, 0.15, 0.12, 0.08)
 GROUNDS = ("soil", "sand", "grass", "crops", "paving")
 WATERS = ("none", "river", "sea")
-ROOFS = ("flat", "gabled", "domed", "stepped")
-TREES = ("round", "palm", "conifer", "poplar", "scrub")
-VEHICLES = ("none", "truck", "bus", "rickshaw", "car", "jeep")
+ROOFS: tuple[str, ...] = get_args(Roof)
+TREES: tuple[str, ...] = get_args(Tree)
+VEHICLES: tuple[str, ...] = get_args(Vehicle)
 LANDMARKS = (
     "none",
     "minaret",

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from geopak.errors import ConfigError, nearest_name
 from geopak.geo.region import Region
+from geopak.options import options
 from geopak.render.scene import (
     LANDMARKS,
     MAX_BANDS,
@@ -34,75 +34,15 @@ from geopak.render.scene import (
     random_camera,
 )
 from geopak.render.towns import Towns
+from geopak.schema.rendering import (
+    Bump,
+    Landscape,
+    StyleOptions,
+    WorldConfig,
+    parse_colour,
+)
 
 _Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """How the world encodes positions.
-
-    Attributes:
-        seed: of everything that is not given by the landscape.
-        regional_km, local_km: wavelengths of the style waves, used in turn.
-        num_regional, num_local: numbers of style waves.
-        landmark_tile_km, landmark_detail_km: tiles of a landmark's kind and of its details.
-        skyline_tile_km: distance of the nodes between which skylines are blended.
-        snow_line_m: elevation above which ridges carry snow.
-        style_mixing: chance that a wall, roof, tree or vehicle is of another province's style.
-        vehicle_share, awning_share: chances that there is a vehicle and an awning.
-        landmark_missing: chance at difficulty 1 that the landmark is not in the picture.
-    """
-
-    seed: int = 0
-    regional_km: tuple[float, ...] = (900.0, 260.0)
-    local_km: tuple[float, ...] = (80.0, 26.0)
-    num_regional: int = 14
-    num_local: int = 10
-    landmark_tile_km: float = 28.0
-    landmark_detail_km: float = 7.0
-    skyline_tile_km: float = 40.0
-    snow_line_m: float = 1900.0
-    style_mixing: float = 0.25
-    vehicle_share: float = 0.75
-    awning_share: float = 0.7
-    landmark_missing: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name in ("regional_km", "local_km"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise ConfigError(f"world.{name} must list positive wavelengths.")
-        for name, least in (("num_regional", NUM_REGIONAL_DIALS), ("num_local", NUM_LOCAL_DIALS)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"world.{name} must be at least {least}: so many are used.")
-        for name in ("landmark_tile_km", "landmark_detail_km", "skyline_tile_km"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"world.{name} must be positive.")
-        for name in ("style_mixing", "vehicle_share", "awning_share", "landmark_missing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"world.{name} must lie between 0 and 1.")
-
-
-NUM_REGIONAL_DIALS = 14
-NUM_LOCAL_DIALS = 10
-
-
-@dataclass(frozen=True)
-class Bump:
-    """A Gaussian hill of a field.
-
-    Attributes:
-        at: latitude and longitude of the top, degrees.
-        height: value at the top, in the unit of the field.
-        radius_km: standard deviations along and across.
-        bearing_deg: direction of "along", clockwise from north.
-    """
-
-    at: tuple[float, float]
-    height: float
-    radius_km: tuple[float, float]
-    bearing_deg: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,44 +79,19 @@ class ProvinceStyle:
             glazing=float(rng.random()),
         )
 
-    def override(self, key: str, settings: Mapping[str, Any]) -> ProvinceStyle:
-        """This style with the settings of ``landscape.styles.<key>`` in place of its own.
-
-        Raises:
-            ConfigError: unknown setting, kind or colour.
-        """
-        known = [f.name for f in dataclasses.fields(self)]
-        kinds = {"roof": ROOFS, "tree": TREES, "vehicles": VEHICLES}
+    def override(self, key: str, settings: StyleOptions) -> ProvinceStyle:
+        """This style with the settings of ``landscape.styles.<key>`` in place of its own."""
         changed: dict[str, Any] = {}
-        for name, value in settings.items():
+        for name, value in vars(settings).items():
+            if value is None:
+                continue
             where = f"landscape.styles.{key}.{name}"
-            if name not in known:
-                raise ConfigError(f"{where} is no style setting.{nearest_name(name, known)}")
-            if name in kinds:
-                for kind in [value] if isinstance(value, str) else value:
-                    if kind not in kinds[name]:
-                        raise ConfigError(
-                            f"{where}: {kind!r} is unknown.{nearest_name(kind, kinds[name])} "
-                            f"Known: {', '.join(kinds[name])}."
-                        )
-                value = value if isinstance(value, str) else tuple(value)
-            elif name == "walls":
-                value = tuple(_parse_colour(where, v) for v in value)
+            if name == "walls":
+                value = tuple(parse_colour(where, v) for v in value)
             elif name.endswith("_rgb"):
-                value = _parse_colour(where, value)
-            changed[name] = value
+                value = parse_colour(where, value)
+            changed[name] = tuple(value) if name == "vehicles" else value
         return dataclasses.replace(self, **changed)
-
-
-def _parse_colour(where: str, value: Any) -> RGB:
-    try:
-        digits = str(value).removeprefix("#")
-        if len(digits) != 6:
-            raise ValueError
-        red, green, blue = (int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4))
-    except ValueError:
-        raise ConfigError(f"{where}: {value!r} is no colour. Write it as '#rrggbb'.") from None
-    return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -232,8 +147,7 @@ class _Hills:
 
 
 def _bumps(
-    given: Sequence[Mapping[str, Any]] | None,
-    name: str,
+    given: Sequence[Bump] | None,
     heights: tuple[float, float],
     towns: Towns,
     plane: _Plane,
@@ -251,12 +165,7 @@ def _bumps(
             )
             for _ in range(10)
         ]
-    try:
-        return [Bump(**bump) for bump in given]
-    except TypeError as error:
-        raise ConfigError(
-            f"landscape.{name}: {error}. A bump has at, height, radius_km and bearing_deg."
-        ) from error
+    return list(given)
 
 
 class World:
@@ -283,11 +192,8 @@ class World:
         from geopak.geo.distance import KM_PER_DEGREE
 
         self.config = config = config or WorldConfig()
-        if landscape.get("region") not in (None, region.name):
-            raise ConfigError(
-                f"The landscape is of {landscape['region']!r}, the region is {region.name!r}. "
-                f"Choose landscape=derived, or write conf/landscape/{region.name}.yaml."
-            )
+        look = options(Landscape, landscape, "landscape")
+        look.check_region(region)
         middle = towns.latlon_deg.mean(0)
         self._plane = _Plane(float(middle[0]), float(middle[1]), KM_PER_DEGREE)
         self._towns_km = self._plane.xy_km(towns.latlon_deg)
@@ -298,25 +204,20 @@ class World:
         rng = np.random.default_rng([config.seed, 0])
         self._regional = _Waves(rng, config.num_regional, config.regional_km)
         self._local = _Waves(rng, config.num_local, config.local_km)
-        self._base_elevation_m = float(landscape.get("base_elevation_m", 0.0))
-        self._base_aridity = float(landscape.get("base_aridity", 0.5))
-        relief = _bumps(landscape.get("relief"), "relief", (500.0, 2500.0), towns, self._plane, rng)
-        aridity = _bumps(landscape.get("aridity"), "aridity", (-0.4, 0.4), towns, self._plane, rng)
+        self._base_elevation_m = float(look.base_elevation_m)
+        self._base_aridity = float(look.base_aridity)
+        relief = _bumps(look.relief, (500.0, 2500.0), towns, self._plane, rng)
+        aridity = _bumps(look.aridity, (-0.4, 0.4), towns, self._plane, rng)
         self._relief, self._aridity = _Hills(relief, self._plane), _Hills(aridity, self._plane)
-        self._rivers = _Lines([self._plane.xy_km(p) for p in landscape.get("rivers") or ()])
-        self._coast = _Lines([self._plane.xy_km(p) for p in landscape.get("coast") or ()])
+        self._rivers = _Lines([self._plane.xy_km(p) for p in look.rivers or ()])
+        self._coast = _Lines([self._plane.xy_km(p) for p in look.coast or ()])
 
-        overrides = landscape.get("styles") or {}
-        keys = [p.key for p in region.provinces]
-        for key in overrides:
-            if key not in keys:
-                raise ConfigError(
-                    f"landscape.styles.{key}: the region has no such province."
-                    f"{nearest_name(key, keys)} Known: {', '.join(keys)}."
-                )
+        given = look.styles or {}
         self.styles = tuple(
-            ProvinceStyle.derive(config.seed, key).override(key, overrides.get(key) or {})
-            for key in keys
+            ProvinceStyle.derive(config.seed, p.key).override(
+                p.key, given.get(p.key, StyleOptions())
+            )
+            for p in region.provinces
         )
         self._tiles: dict[tuple[str, int, int], tuple[float, ...]] = {}
 

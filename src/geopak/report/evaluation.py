@@ -150,6 +150,7 @@ def write_report(
     num_resamples: int = 1000,
     num_bins: int = 10,
     seed: int = 0,
+    config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes ``report.json, report.md, report.html, predictions.parquet`` and the figures.
 
@@ -165,9 +166,10 @@ def write_report(
         num_resamples: of the bootstrap.
         num_bins: of the reliability diagrams.
         seed: of the bootstrap and of the photos drawn at random.
+        config: of the training, kept in ``report.json`` for comparisons and not shown.
 
     Returns:
-        The content of ``report.json``; see :func:`summarize`.
+        The content of ``report.json``: that of :func:`summarize`, and ``config`` if given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,9 +182,12 @@ def write_report(
         num_bins=num_bins,
         seed=seed,
     )
+    if config is not None:
+        report["config"] = dict(config)
     text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    predictions_frame(evaluation, region).to_parquet(folder / "predictions.parquet", index=False)
+    predictions = predictions_frame(evaluation, region, cells)
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
     error_km = evaluation.error_km
     figures.draw_error_map(
         folder / "error_map.png",
@@ -382,11 +387,13 @@ def _calibration(
     }
 
 
-def predictions_frame(evaluation: Evaluation, region: Region) -> pd.DataFrame:
+def predictions_frame(evaluation: Evaluation, region: Region, cells: CellTable) -> pd.DataFrame:
     """One row per photo: truth, prediction, errors and probabilities.
 
-    Distances are in kilometres; ``error_km`` is of the main rule, ``error_km_<rule>`` of each.
+    Distances are in kilometres; ``error_km`` is of the main rule, ``error_km_<rule>`` of each,
+    ``baseline_km_<name>`` of the baselines. Photos of one ``group`` resemble each other.
     """
+    groups = evaluation.groups
     predicted = evaluation.predicted_latlon_deg[evaluation.rule]
     names = np.asarray(region.names, object)
     return pd.DataFrame(
@@ -398,6 +405,7 @@ def predictions_frame(evaluation: Evaluation, region: Region) -> pd.DataFrame:
             "province": names[evaluation.province_id],
             "cell_id": evaluation.cell_id,
             "urban": evaluation.urban,
+            "group": np.arange(evaluation.num_photos) if groups is None else groups.label,
             "predicted_latitude": predicted[:, 0],
             "predicted_longitude": predicted[:, 1],
             "predicted_province": names[evaluation.predicted_province_id],
@@ -409,6 +417,10 @@ def predictions_frame(evaluation: Evaluation, region: Region) -> pd.DataFrame:
             **{
                 f"error_km_{rule}": evaluation.error_of_rule_km(rule)
                 for rule in evaluation.predicted_latlon_deg
+            },
+            **{
+                f"baseline_km_{name}": error_km
+                for name, error_km in evaluation.baseline_errors_km(cells).items()
             },
             **{
                 f"prob_{province.key}": evaluation.province_prob[:, index]

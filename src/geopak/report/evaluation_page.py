@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from geopak.geo.region import Region
-from geopak.metrics import THRESHOLDS_KM
 from geopak.report.figures import format_km, rule_title
+from geopak.report.groups import FEW_GROUPS, FEW_PHOTOS
 from geopak.report.page import Page, Section, Table
-
-# A bootstrap cannot widen an interval by places that it has never seen.
-_FEW_PHOTOS = 10
-_FEW_GROUPS = 20
+from geopak.schema.training import THRESHOLDS_KM
 
 _TEACHER_FORCED = (
     "The teacher-forced distance is measured after telling the model the true cell, so that only "
@@ -187,7 +184,7 @@ def _part_table(report: Mapping[str, Any]) -> Table:
                 title,
                 f"{count:,}",
                 _km(median),
-                _range(median, "km") if count >= _FEW_PHOTOS else "too few photos",
+                _range(median, "km") if count >= FEW_PHOTOS else "too few photos",
                 _km(part["baselines"]["densest_cell"]["median_km"]),
                 _km(part["baselines"]["province_centroid_true"]["median_km"]),
                 *(_share(part[f"within_{t}km"]) for t in (25, 200)),
@@ -216,7 +213,7 @@ def _part_table(report: Mapping[str, Any]) -> Table:
 
 def _notes(report: Mapping[str, Any], split: str) -> list[str]:
     intervals = report["intervals"]
-    few = [p["name"] for p in report["per_province"].values() if p["num_photos"] < _FEW_PHOTOS]
+    few = [p["name"] for p in report["per_province"].values() if p["num_photos"] < FEW_PHOTOS]
     if not report["context"].get("same set as training", True):
         seen = (
             f"These {split} photos are of another prepared set than the one that the model was "
@@ -247,7 +244,7 @@ def _notes(report: Mapping[str, Any], split: str) -> list[str]:
     ]
     if few:
         notes.append(
-            f"Fewer than {_FEW_PHOTOS} photos: {', '.join(few)}. Their figures are anecdotes. A "
+            f"Fewer than {FEW_PHOTOS} photos: {', '.join(few)}. Their figures are anecdotes. A "
             "province without any is left out of macro figures."
         )
     gate = ", ".join(
@@ -288,7 +285,7 @@ def _drawn(intervals: Mapping[str, Any]) -> str:
         text += f" Known only of a part of the photos: {', '.join(partly)}."
     if unknown:
         text += f" Not known, and so not grouped by: {', '.join(unknown)}."
-    if num_groups < _FEW_GROUPS:
+    if num_groups < FEW_GROUPS:
         text += " Resamples of so few groups vary too little: the intervals are too narrow."
     return text
 

@@ -19,7 +19,6 @@ from PIL import Image, ImageOps
 
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
-from geopak.metrics import THRESHOLDS_KM
 from geopak.report.maps import draw_circles_km, draw_provinces, province_colors
 from geopak.report.style import (
     GRID,
@@ -31,6 +30,7 @@ from geopak.report.style import (
     set_title,
     tidy_axes,
 )
+from geopak.schema.training import THRESHOLDS_KM
 
 log = logging.getLogger(__name__)
 
@@ -366,7 +366,7 @@ def _draw_card(
     axes: NDArray[np.object_], card: PhotoCard, region: Region, outlines: Outlines
 ) -> None:
     above, below = axes
-    _draw_photo(above, _thumbnail(card.path))
+    _draw_photo(above, thumbnail(card.path))
     provinces = card.province
     if card.predicted_province != card.province:
         provinces += f"\ntaken for {card.predicted_province}"
@@ -403,8 +403,8 @@ def _draw_photo(ax: Axes, photo: Image.Image | None) -> None:
         ax.imshow(photo)
 
 
-def _thumbnail(path: Path, size: tuple[int, int] = (320, 240)) -> Image.Image | None:
-    """The photo upright, cut to the shape of ``size``; ``None`` if it cannot be read."""
+def thumbnail(path: Path, size: tuple[int, int] = (320, 240)) -> Image.Image | None:
+    """The photo upright, cut to ``size`` (width, height); ``None`` if it cannot be read."""
     try:
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * size[0], 2 * size[1]))

@@ -8,8 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geopak.data.split import SplitSettings
 from geopak.data.ties import block_codes, components, tie_codes
+from geopak.schema.preparation import SplitSettings
+
+# A bootstrap cannot widen an interval by places that it has never seen.
+FEW_PHOTOS = 10
+FEW_GROUPS = 20
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,14 +77,17 @@ class Page:
     sections: Sequence[Section] = field(default_factory=list)
 
 
-def write_page(page: Page, folder: Path, formats: Sequence[str] = ("html", "md")) -> None:
-    """Writes ``report.html`` and ``report.md`` into the folder that holds the page's figures.
+def write_page(
+    page: Page, folder: Path, formats: Sequence[str] = ("html", "md"), stem: str = "report"
+) -> None:
+    """Writes ``<stem>.html`` and ``<stem>.md`` into the folder that holds the page's figures.
 
     Args:
         page: what to show; figures are names of PNG files in ``folder``.
         folder: where to write.
         formats: the HTML page embeds all figures; the Markdown page links to them and leaves
             galleries out.
+        stem: of the files' names.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geopak.report", "templates"),
@@ -99,6 +102,6 @@ def write_page(page: Page, folder: Path, formats: Sequence[str] = ("html", "md")
         for section in page.sections
         if section.figure
     }
-    for name in (f"report.{suffix}" for suffix in formats):
-        text = environment.get_template(f"{name}.j2").render(page=page, images=images)
-        (folder / name).write_text(text, encoding="utf-8")
+    for suffix in formats:
+        text = environment.get_template(f"report.{suffix}.j2").render(page=page, images=images)
+        (folder / f"{stem}.{suffix}").write_text(text, encoding="utf-8")

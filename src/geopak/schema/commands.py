@@ -1,0 +1,312 @@
+"""The configuration of every command but training: what may be in it, and what goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from geopak.errors import ConfigError, GeopakError
+from geopak.geo.cell_settings import CellSettings
+from geopak.options import Count, Natural, NotNegative, PartOf, Positive, Problem, Range
+from geopak.schema.loading import Augmentation, CacheChoice, augmentation_strengths
+from geopak.schema.model import ModelOptions
+from geopak.schema.paths import Paths
+from geopak.schema.preparation import (
+    ExecutorSettings,
+    IndoorSettings,
+    ProvinceSettings,
+    QualitySettings,
+    ShardSettings,
+    SplitSettings,
+    Thresholds,
+    ValidationSettings,
+)
+from geopak.schema.region import RegionOptions
+from geopak.schema.rendering import Landscape, PhotoSetConfig
+from geopak.schema.training import DecodingRule
+
+# Of PyTorch: cpu, cuda:1, or the number of a GPU.
+Device = str | Natural
+# Rows of a photo table have these columns, under one of some names.
+Column = Literal[
+    "id", "path", "latitude", "longitude", "province", "source", "license", "author",
+    "captured_at", "url", "width", "height", "album",
+]  # fmt: skip
+Columns = Mapping[Column, str | list[str] | None]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """``conf/evaluate.yaml``."""
+
+    paths: Paths
+    ckpt: str | None
+    name: str
+    split: Literal["train", "val", "test"]
+    root: str
+    prepared: str
+    shards: str | None
+    feature_cache: CacheChoice
+    feature_folder: str
+    other_set: bool
+    out: str | None
+    bootstrap_resamples: Count
+    seed: Natural
+    device: Device | None
+    batch_size: Count
+    num_workers: Natural
+    retrieval: bool
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if self.shards is not None and str(self.feature_cache).lower() == "true":
+            yield Problem("feature_cache", "feature_cache=true is for photo files, not for shards=")
+        uncached = str(self.feature_cache).lower() == "false"
+        if self.retrieval and (self.shards is not None or uncached):
+            yield Problem(
+                "retrieval",
+                "retrieval=true keeps features of all train photos in the feature cache, and needs "
+                "their files",
+                "Leave out shards= and feature_cache=false.",
+            )
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """``conf/predict.yaml``; a name of digits alone arrives as a number in a list."""
+
+    paths: Paths
+    images: str | int | list[str | int]
+    ckpt: str | None
+    name: str
+    rule: DecodingRule | None
+    map: str | None
+    out: str | None
+    device: Device | None
+    batch_size: Count
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if self.map and isinstance(self.images, list) and len(self.images) > 1:
+            yield Problem("map", f"map= draws one photo, images= names {len(self.images)}")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """``conf/prepare.yaml`` with its groups."""
+
+    paths: Paths
+    region: RegionOptions
+    columns: Columns
+    split: SplitSettings
+    executor: ExecutorSettings
+    thresholds: Thresholds
+    root: str
+    tables: list[str]
+    folders: list[str]
+    out: str
+    work: str | None
+    seed: Natural
+    validation: ValidationSettings
+    provinces: ProvinceSettings
+    quality: QualitySettings
+    indoor: IndoorSettings
+    cells: CellSettings
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if not self.tables and not self.folders:
+            yield Problem(
+                "tables", "tables and folders are both empty: there are no photos",
+                "Name a table, tables=[FILE], or a folder of photos, folders=[FOLDER].",
+            )  # fmt: skip
+        for province in self.region.region().provinces:
+            for urban in (True, False):
+                try:
+                    self.cells.cap_km(province, urban)
+                except GeopakError as error:
+                    yield Problem.of(f"region.provinces.{province.key}", error)
+                    break
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """``conf/doctor.yaml``."""
+
+    paths: Paths
+    thresholds: Thresholds
+    root: str
+    prepared: str
+    against: str | None
+
+
+@dataclass(frozen=True)
+class LeaksConfig:
+    """``conf/leaks.yaml``."""
+
+    paths: Paths
+    columns: Columns
+    table: str
+    root: str
+    hash_photos: bool
+    train: str
+    held_out: list[str]
+    distances_km: list[NotNegative]
+    near_duplicate_bits: Annotated[int, Range(least=0, most=32)]
+    out: str | None
+    workers: Count | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig(ShardSettings):
+    """``conf/shards.yaml``."""
+
+    paths: Paths
+    executor: ExecutorSettings
+    root: str
+    prepared: str
+    out: str
+    seed: Natural
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig(PhotoSetConfig):
+    """``conf/synthetic.yaml`` with its groups."""
+
+    paths: Paths
+    region: RegionOptions
+    landscape: Landscape | None = None
+    out: str
+    workers: Count | None
+    overwrite: bool
+    contact_sheet: Natural
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        yield from _landscape_problems(self.landscape, self.region)
+
+
+def _landscape_problems(landscape: Landscape | None, region: RegionOptions) -> Iterator[Problem]:
+    if landscape is None:
+        return
+    try:
+        landscape.check_region(region.region())
+    except ConfigError as error:
+        yield Problem.of("landscape", error)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """``conf/pretrain.yaml``."""
+
+    paths: Paths
+    model: ModelOptions
+    encoder: Literal["semantic", "scene"]
+    seed: Natural
+    num_scenes: Count
+    num_val_scenes: Count
+    difficulty: NotNegative
+    load_margin: Annotated[float, Range(least=1)]
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    warmup: Annotated[float, Range(least=0, below=1)]
+    weight_decay: NotNegative
+    gradient_clip: Positive
+    number_weight: NotNegative
+    augmentation: Annotated[dict[str, Any], PartOf(Augmentation)]
+    threads: Count
+    workers: Count
+    out: str
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if self.batch_size > self.num_scenes:
+            yield Problem(
+                "batch_size",
+                f"batch_size={self.batch_size} is more than num_scenes={self.num_scenes}: an epoch "
+                "would have no batch",
+            )
+        try:
+            augmentation_strengths(self.augmentation)
+        except ConfigError as error:
+            yield Problem.of("augmentation", error)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """``conf/demo.yaml``; the overrides of the steps are checked when each is composed."""
+
+    paths: Paths
+    region: RegionOptions
+    plain_names: Mapping[str, str]
+    suffix: str
+    name: str
+    root: str
+    synthetic: Sequence[str]
+    prepare: Sequence[str]
+    evaluate: Sequence[str]
+    train: Mapping[Literal[0, 1, 2], list[str]]
+    landscape: Landscape | None = field(default=None)
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        yield from _landscape_problems(self.landscape, self.region)
+        if missing := sorted({0, 1, 2} - set(self.train)):
+            yield Problem("train", f"train lacks phase {missing[0]}")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """``conf/compare.yaml``."""
+
+    paths: Paths
+    runs: list[str]
+    baseline: str | None
+    split: Literal["train", "val", "test"]
+    rule: DecodingRule | None
+    evaluate: bool
+    evaluate_with: list[str]
+    unfinished: Literal["refuse", "skip"]
+    out: str
+    resamples: Count
+    seed: Natural
+
+
+@dataclass(frozen=True)
+class WorkspaceConfig:
+    """``conf/workspace.yaml``."""
+
+    region: RegionOptions
+    paths: Paths
+    project: str
+    entity: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """``conf/sweep.yaml``."""
+
+    paths: Paths
+    folder: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class AblationsConfig:
+    """``conf/ablations.yaml``; the overrides of the runs are checked when each is composed."""
+
+    paths: Paths
+    name: str
+    root: str
+    variants: list[str]
+    retrieval: bool
+    seeds: list[Natural]
+    phases: list[Literal[0, 1, 2]]
+    jobs: Count
+    threads: Count
+    train: Mapping[Literal[0, 1, 2], list[str]]
+    evaluate: list[str]
+    page: str | None

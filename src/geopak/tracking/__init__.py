@@ -1,0 +1,1 @@
+"""A training's run in Weights & Biases, and what its dashboard shows."""
