@@ -32,7 +32,9 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.models.decode import DecodingOptions, decode
+from geopak.models.fusion import FUSED_ENCODERS, GatedFusion
 from geopak.models.geolocator import Geolocator
+from geopak.models.heads import CellHeads
 from geopak.phases import Phase
 from geopak.types import Batch
 from tests.conftest import make_cells
@@ -229,6 +231,9 @@ def test_a_parent_with_other_cells_is_refused(
         ("scene", {"shape": {"architecture": "resnet34"}}),
         ("sizes", {"dim": 48}),
         ("image_size", 64),
+        ("fusion", {"kind": "mean"}),
+        ("cell_heads", "flat"),
+        ("offset", {"bound": "clamp"}),
     ],
 )
 def test_a_parent_with_another_model_is_refused_by_the_part_that_differs(
@@ -241,14 +246,79 @@ def test_a_parent_with_another_model_is_refused_by_the_part_that_differs(
     change: Any,
 ) -> None:
     other = copy.deepcopy(model_config)
-    if part == "image_size":
+    if isinstance(change, (int, str)):
         other[part] = change
-    elif part == "sizes":
-        other[part] |= change
+    elif "shape" not in change:
+        other.setdefault(part, {}).update(change)
     else:
         other[part]["shape"] |= change["shape"]
     with pytest.raises(CheckpointError, match=f"another {part}"):
         read_matching(path, region, cells, other, expected_phase=1)
+
+
+CHOICES: list[dict[str, Any]] = [
+    *({"fusion": {"kind": kind, "gate_bias": -0.4}} for kind in FUSED_ENCODERS),
+    {"cell_heads": "flat"},
+    {"offset": {"bound": "clamp"}},
+    {"offset": {"bound": "none"}},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@torch.no_grad()
+def test_a_checkpoint_rebuilds_whatever_was_chosen(
+    content: dict[str, Any],
+    region: Region,
+    cells: CellTable,
+    model_config: dict[str, Any],
+    make_batch: Callable[..., Batch],
+    tmp_path: Path,
+    choice: dict[str, Any],
+) -> None:
+    config = {**model_config, **choice}
+    model = fresh_model(config, region, cells).eval()
+    # Offsets that reach their bounds.
+    torch.nn.init.normal_(model.offset_head.output.weight, std=30)
+    decoding = DecodingOptions(rule="regression")
+    outlines = Outlines.from_dict(content["geopak"]["outlines"])
+    identity = model_identity(config, region, cells, outlines, make_phase(1), decoding, {})
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"state_dict": state, "geopak": identity}, tmp_path / "best.ckpt")
+    trained = load_trained(tmp_path / "best.ckpt")
+    model.province_head.temperature = 1.2
+    assert trained.decoding == decoding
+    image = make_batch(4)["image"]
+    ours, theirs = model(image), trained.model(image)
+    for field in dataclasses.fields(ours):
+        assert torch.equal(getattr(ours, field.name), getattr(theirs, field.name)), field.name
+    cell_id = torch.tensor([0, 2, 9, 43])
+    place = trained.model.locate(theirs.fused, cell_id)
+    assert torch.equal(place, model.locate(ours.fused, cell_id))
+    read_matching(tmp_path / "best.ckpt", region, cells, config, expected_phase=1)
+
+
+def test_a_checkpoint_of_before_there_were_choices_is_of_the_published_model(
+    content: dict[str, Any],
+    region: Region,
+    cells: CellTable,
+    model_config: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    older = content["geopak"]["model"]
+    older["fusion"] = {"gate_bias": -0.4}
+    del older["cell_heads"], older["offset"]
+    torch.save(content, tmp_path / "older.ckpt")
+    model = load_trained(tmp_path / "older.ckpt").model
+    assert isinstance(model.fusion, GatedFusion)
+    assert isinstance(model.cell_heads, CellHeads)
+    assert model.offset_bound == "smooth"
+    chosen = {
+        **model_config,
+        "fusion": {"kind": "gated", "gate_bias": 0.0},
+        "cell_heads": "per_province",
+        "offset": {"bound": "smooth"},
+    }
+    read_matching(tmp_path / "older.ckpt", region, cells, chosen, expected_phase=1)
 
 
 def test_where_the_encoders_came_from_does_not_make_another_model(

@@ -237,8 +237,3 @@ def test_a_weight_of_zero_takes_a_term_out(
     assert value.terms.keys() == value.shares.keys() == {"province", "cell"}
     with pytest.raises(ConfigError, match=r"nothing to learn from: loss\.province=0"):
         GeolocationLoss(region, cells, LossOptions(province=0), ("province",))
-
-
-def test_an_unknown_cell_target_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"loss\.cell_target='country': use province or region"):
-        LossOptions(cell_target="country")

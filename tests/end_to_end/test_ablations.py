@@ -160,3 +160,24 @@ def test_several_at_once_give_the_same_table(home: Path) -> None:
         assert outcome.status == 0, outcome.text
         texts.append((home / "outputs" / f"at-once-{jobs}" / "ablations.md").read_text())
     assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_ablations_are_trained_as_they_are_typed(home: Path) -> None:
+    """Each branch of the sweep goes on from its own phase 0."""
+    arguments = ["name=typed", "phase=0,1", "experiment=ablation/full,ablation/flat_cells"]
+    outcome = run_command("train", "-m", *arguments, *SMALL)
+    assert outcome.status == 0, outcome.text
+    runs = list((home / "outputs" / "typed" / "phase-1").glob("*/run.json"))
+    heads = set()
+    for run in runs:
+        own = read_checkpoint(run.parent / "checkpoints" / "best.ckpt")["geopak"]["model"]
+        parent = read_checkpoint(json.loads(run.read_text())["parent"])["geopak"]["model"]
+        assert own["cell_heads"] == parent["cell_heads"]
+        heads.add(own["cell_heads"])
+    assert heads == {"per_province", "flat"}
+    alone = run_command(
+        "train", "name=typed", "phase=1", "experiment=ablation/regression_only", *SMALL
+    )
+    assert alone.status == 0, alone.text
+    assert "from pretrained encoders" in alone.text

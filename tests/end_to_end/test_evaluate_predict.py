@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 
 from geopak import GeopakPredictor
+from geopak.build import load_trained
+from geopak.data.dataset import PreparedSet
 from geopak.errors import CheckpointError, PhotoError
 from geopak.geo.distance import haversine_km_array
+from geopak.retrieval import nearest_train_photos
 
 from .conftest import Outcome
 
@@ -45,6 +48,37 @@ def test_results_are_printed_beside_baselines_and_leaks(
         assert text in evaluated.text
     assert f"{report['end_to_end']['median_km']['value']:.1f}" in evaluated.text
     assert leaks[1:] in (report_folder / "report.html").read_text()
+
+
+def test_retrieval_is_one_more_baseline(
+    phases: dict[int, Path], home: Path, tmp_path: Path, command: Command
+) -> None:
+    arguments = [
+        f"ckpt={phases[1]}", f"out={tmp_path / 'report'}", "bootstrap_resamples=20", "num_workers=0"
+    ]  # fmt: skip
+    outcome = command("evaluate", *arguments, "retrieval=true")
+    assert outcome.status == 0, outcome.text
+    assert "baseline: nearest train photo by encoder features" in outcome.text
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = report["baselines"]["nearest_train_photo_by_encoder_features"]
+    trained = load_trained(phases[1])
+    root = home / "data" / "synthetic"
+    prepared = PreparedSet.read(root / "prepared", root, trained.region)
+    rows = prepared.rows("test")
+    folder = home / "outputs" / "features"
+    nearest = nearest_train_photos(trained.model, prepared, rows, folder)
+    photos = prepared.photos.iloc[rows]
+    error_km = haversine_km_array(
+        nearest.latlon_deg, photos[["latitude", "longitude"]].to_numpy(float)
+    )
+    assert found["median_km"]["value"] == pytest.approx(np.median(error_km))
+    same = photos["province_id"].to_numpy() == nearest.province_id
+    macro = pd.Series(same).groupby(photos["province_id"].to_numpy()).mean().mean()
+    assert found["province_macro_acc"]["value"] == pytest.approx(macro)
+    assert f"{found['province_macro_acc']['value']:.1%}" in outcome.text
+    refused = command("evaluate", *arguments, "retrieval=true", "feature_cache=false")
+    assert refused.status == 2
+    assert "leave out shards= and feature_cache=false" in refused.text
 
 
 def test_report_has_all_its_parts(report_folder: Path) -> None:

@@ -15,10 +15,11 @@ from geopak.errors import ConfigError
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km
 from geopak.geo.region import Region
-from geopak.models.decode import DecodingOptions, cell_rank, compared_rules, decode, joint_log_prob
+from geopak.models.decode import cell_rank, compared_rules, decode, joint_log_prob
 from geopak.models.fusion import FUSED_ENCODERS, ConcatFusion, MeanFusion
 from geopak.models.geolocator import Geolocator
 from geopak.models.heads import FlatHead, clamped_offset_km
+from geopak.schema.training import DecodingOptions
 from geopak.types import Batch, ModelOutput
 
 MakeBatch = Callable[..., Batch]
