@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from shapely.geometry import box
 
-from geopak.data.provinces import ProvinceSettings, assign_provinces
+from geopak.data.provinces import assign_provinces
 from geopak.errors import ConfigError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Province, Region
+from geopak.schema.preparation import ProvinceSettings
 
 REGION = Region("toy", "Toyland", (Province("west", "West"), Province("east", "East", ("E.",))))
 OUTLINES = Outlines((box(60, 20, 70, 30), box(70, 20, 80, 30)))

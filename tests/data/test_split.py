@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from geopak.cli import CONFIG_DIR
 from geopak.data.leaks import leak_report
 from geopak.data.split import (
-    METHODS,
     SplitSettings,
     _pick,
     read_previous,
@@ -26,6 +25,7 @@ from geopak.data.split import (
 )
 from geopak.data.ties import Ties, block_codes, components
 from geopak.errors import ConfigError, PreparedSetError
+from geopak.schema.preparation import SPLIT_METHODS
 from tests.data.test_ties import all_pairs_tied, scene
 
 GROUPED = ("places", "spatial_blocks")
@@ -324,7 +324,7 @@ def test_val_stays_when_test_is_made_larger() -> None:
     assert (large[small == "test"] == "test").mean() > 0.97
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SPLIT_METHODS)
 def test_an_earlier_split_is_kept_exactly(method: str) -> None:
     photos = country(4000, 0)
     distance_km = 0.25
@@ -468,7 +468,7 @@ def test_settings_are_checked(bad: dict[str, object], needle: str) -> None:
         SplitSettings(**bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SPLIT_METHODS)
 def test_every_method_has_its_configuration(method: str) -> None:
     config = OmegaConf.load(CONFIG_DIR / "split" / f"{method}.yaml")
     assert list(config) == [field.name for field in dataclasses.fields(SplitSettings)]
@@ -476,7 +476,7 @@ def test_every_method_has_its_configuration(method: str) -> None:
 
 
 def test_an_empty_table_has_an_empty_split() -> None:
-    for method in METHODS:
+    for method in SPLIT_METHODS:
         result = split_with_report(scene(0, 3).head(0), SplitSettings(method=method), 0)
         assert result.split.empty
         assert result.provinces == ()

@@ -224,6 +224,6 @@ def test_options_that_cannot_work_are_refused_in_words(
 
 
 def test_no_job_of_a_multirun_starts_where_one_is_refused(home: Path) -> None:
-    outcome = run_command("train", "-m", "phase=0,1,3", "loss.cell=1,x", "name=swept", *TINY)
+    outcome = run_command("train", "-m", "phase=0,1,3", "loss.cell=1,x", "name=unstarted", *TINY)
     assert_refused(outcome, "phase=3: there is no file", "loss.cell='x' must be a number (conf/")
-    assert not (home / "outputs/swept").exists()
+    assert not (home / "outputs/unstarted").exists()

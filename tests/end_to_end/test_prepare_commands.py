@@ -252,7 +252,7 @@ def test_no_held_out_photo_is_shown_in_train(root: Path, tmp_path: Path, method:
 @pytest.mark.parametrize(
     ("arguments", "needle"),
     [
-        (["split=place"], "Could not find 'split/place'"),
+        (["split=place"], "Did you mean split=places?"),
         (["split.block_km=-1"], "split.block_km must be between"),
         (["quality.min_side_px=big"], "quality.min_side_px='big' must be an integer or null"),
         (["cells.rural_radius_cap=3"], "Did you mean 'cells.rural_radius_cap_km'"),
