@@ -54,7 +54,16 @@ from geopak.schema.loading import LoadingOptions
 from geopak.schema.model import HeadSizes
 from geopak.schema.monitoring import HealthOptions, WandbOptions
 from geopak.schema.training import DecodingOptions, LossOptions, Phase
-from geopak.sweeps.trials import FAILED, TRIAL_VARIABLE, newest_trial
+from geopak.sweeps.trials import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    RUNNING,
+    SWEEP_VARIABLE,
+    TRIAL_VARIABLE,
+    Trial,
+    newest_trial,
+)
 
 if TYPE_CHECKING:
     import lightning as L
@@ -146,16 +155,32 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
     if phase.parent is None:
         return None
     run_root, shared = Path(cfg.run_root), shared_overrides(overrides)
-    trial = newest_trial(run_root, phase.parent, lambda theirs: shared_overrides(theirs) == shared)
-    if trial is not None and trial.state == FAILED:
+    newest = newest_trial(run_root, phase.parent, lambda theirs: shared_overrides(theirs) == shared)
+    if newest is not None and _gave_nothing(*newest, run_root, phase.parent, overrides):
+        trial = newest[0]
         raise CheckpointError(
-            f"This run starts from phase {phase.parent} with the same overrides, and that failed "
-            f"in {trial.folder}: {trial.error} No other run takes its place; mend it, or pass "
+            f"This run starts from phase {phase.parent} with the same overrides, and that "
+            f"{_FATES.get(trial.state, 'failed')} in {trial.folder}: {trial.error or ''} No other run takes its place; mend it, or pass "
             "init_from=CHECKPOINT."
         )
     if not cfg.require_parent:
         return newest_finished(run_root, phase.parent, overrides, same_only=True)
     return find_parent(run_root, phase.parent, overrides)
+
+
+_FATES = {RUNNING: "was lost", PRUNED: "was pruned"}
+
+
+def _gave_nothing(
+    trial: Trial, written_unix: float, run_root: Path, phase: int, overrides: Sequence[str]
+) -> bool:
+    """Whether the run that should be the parent has ended without a checkpoint to start from."""
+    own = trial.sweep == os.environ.get(SWEEP_VARIABLE)
+    if trial.state == COMPLETE or (trial.state != FAILED and not own):
+        return False
+    # It may have been done again since, by itself.
+    finished = newest_finished(run_root, phase, overrides, same_only=True)
+    return finished is None or finished.stat().st_mtime < written_unix
 
 
 def choose_start(cfg: DictConfig, phase: Phase, folder: Path, overrides: Sequence[str]) -> Start:

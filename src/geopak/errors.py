@@ -47,12 +47,14 @@ class TrialPrunedError(Exception):
     Args:
         score: its best validation value; ``None``: it has none.
         checkpoint: of that value.
+        epochs: done.
     """
 
-    def __init__(self, score: float | None, checkpoint: str | None) -> None:
+    def __init__(self, score: float | None, checkpoint: str | None, epochs: int) -> None:
         super().__init__(f"others were better at this epoch; its best was {score}")
         self.score = score
         self.checkpoint = checkpoint
+        self.epochs = epochs
 
 
 class FeatureCacheError(GeopakError):

@@ -116,14 +116,15 @@ def report(folder: Path, trials: Sequence[Trial]) -> Trial | None:
     frame = trials_table(trials)
     swept = list(swept_values(trials))
     table = Table(title=f"sweep {folder.name}", title_justify="left", box=None, header_style="bold")
-    for column in ("run", *swept, "score", "state", "seconds"):
-        table.add_column(column, justify="right" if column in ("score", "seconds") else "left")
+    for column in ("run", *swept, "score", "state", "epochs", "seconds"):
+        table.add_column(column, justify="right" if column in ("score", "epochs", "seconds") else "left")
     for trial, (_, row) in zip(trials, frame.iterrows(), strict=True):
         table.add_row(
             str(trial.number),
             *(str(row[key]) for key in swept),
             "" if trial.score is None else f"{trial.score:.4g}",
             trial.state,
+            "" if trial.epochs is None else str(trial.epochs),
             "" if trial.seconds is None else f"{trial.seconds:.0f}",
             style="bold" if best and trial.folder == best.folder else None,
         )

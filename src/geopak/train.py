@@ -248,7 +248,7 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
     keeper = trainer.checkpoint_callback
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
     if build.was_pruned(trainer):
-        raise TrialPrunedError(score, str(best))
+        raise TrialPrunedError(score, str(best), trainer.current_epoch)
     if trainer.is_global_zero:
         write_run_record(
             training.folder,
@@ -340,7 +340,8 @@ def main(cfg: DictConfig) -> Any:
         if cfg.finder is not None:
             return Outcome(find(cfg, folder, overrides).value, None)
         result = train(cfg, folder, overrides)
-        return Outcome(result.score, result.checkpoint)
+        epochs = result.task.trainer.current_epoch if result.task else None
+        return Outcome(result.score, result.checkpoint, epochs)
 
     with removed_if_unused(folder):
         start = sweep_trial(cfg, HydraConfig.get(), folder)

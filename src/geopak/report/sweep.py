@@ -37,6 +37,7 @@ def trials_table(trials: Sequence[Trial]) -> pd.DataFrame:
             "metric": [t.monitor for t in trials],
             "score": [np.nan if t.score is None else t.score for t in trials],
             "state": [t.state for t in trials],
+            "epochs": pd.array([t.epochs for t in trials], dtype="Int64"),
             "seconds": [np.nan if t.seconds is None else t.seconds for t in trials],
             "error": [t.error or "" for t in trials],
             "folder": [t.folder for t in trials],
@@ -164,6 +165,7 @@ def _page(
             *(str(v) for v in table.loc[i, swept]),
             "" if t.score is None else f"{t.score:.4g}",
             _STATES[t.state],
+            "" if t.epochs is None else str(t.epochs),
             "" if t.seconds is None else f"{t.seconds:.0f}",
         ]
         for i, t in enumerate(trials)
@@ -174,7 +176,7 @@ def _page(
         Section(
             "All runs",
             table=Table(
-                ["run", *swept, "score", "state", "seconds"], rows, strong, faint,
+                ["run", *swept, "score", "state", "epochs", "seconds"], rows, strong, faint,
                 words=[*range(1, len(swept) + 1), len(swept) + 2],
             ),
         )

@@ -13,13 +13,16 @@ from typing import Any
 # Optuna 2 is at home in SQLAlchemy 1, which would say at length that there is another.
 os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
 
+import numpy as np
 import optuna
 from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_params_from_overrides,
 )
+from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from geopak.errors import SweepError
@@ -37,15 +40,20 @@ class Study(OptunaSweeperImpl):
     was interrupted; a run that was lost on the way is done again with the same values.
 
     Args:
-        pruner: of Optuna; runs report to it after each epoch.
+        sampler, pruner: of Optuna, still as ``_target_`` and its arguments; runs report to the
+            pruner after each epoch.
         options: of hydra-optuna-sweeper.
     """
 
-    def __init__(self, *, pruner: optuna.pruners.BasePruner, **options: Any) -> None:
+    def __init__(self, *, sampler: DictConfig, pruner: DictConfig, **options: Any) -> None:
         super().__init__(
-            direction="minimize", search_space=None, custom_search_space=None, **options
+            sampler=None,
+            direction="minimize",
+            search_space=None,
+            custom_search_space=None,
+            **options,
         )
-        self.pruner = pruner
+        self.sampler_options, self.pruner = sampler, pruner
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs trials until there are ``n_trials``.
@@ -85,8 +93,7 @@ class Study(OptunaSweeperImpl):
         study = optuna.create_study(
             study_name=self.study_name,
             storage=self.storage,
-            sampler=self.sampler,
-            pruner=self.pruner,
+            pruner=_instantiated(self.pruner),
             direction={"min": "minimize", "max": "maximize"}[mode],
             load_if_exists=True,
         )
@@ -98,13 +105,12 @@ class Study(OptunaSweeperImpl):
             study.study_name, len(ended), self.n_trials, self.storage,
         )  # fmt: skip
         while (missing := self.n_trials - len(_ended(study))) > 0:
-            trials = [study.ask() for _ in range(min(missing, self.n_jobs))]
-            jobs = [
-                (*job, f"+hydra.job.env_set.{TRIAL_VARIABLE}='{trial.number}'")
-                for job, trial in zip(
-                    self._configure_trials(trials, space, fixed), trials, strict=True
-                )
-            ]
+            trials, jobs = [], []
+            for count in range(len(_ended(study)), len(_ended(study)) + min(missing, self.n_jobs)):
+                study.sampler = self._sampler(count)
+                trials.append(study.ask())
+                [job] = self._configure_trials(trials[-1:], space, fixed)
+                jobs.append((*job, f"+hydra.job.env_set.{TRIAL_VARIABLE}='{trials[-1].number}'"))
             returns = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
             for trial, result in zip(trials, returns, strict=True):
                 self._tell(study, trial, result)
@@ -115,6 +121,17 @@ class Study(OptunaSweeperImpl):
                     f"hydra.sweeper.max_failure_rate={self.max_failure_rate}; the last error: "
                     f"{failed[-1].user_attrs.get('error')}"
                 )
+
+    def _sampler(self, count: int) -> optuna.samplers.BaseSampler:
+        """The sampler of the run that follows so many others.
+
+        A sampler that was made once would draw the same again when a study goes on.
+        """
+        seed = self.sampler_options.get("seed")
+        if seed is None:
+            return _instantiated(self.sampler_options)
+        drawn = np.random.SeedSequence([seed, count]).generate_state(1)[0]
+        return _instantiated(self.sampler_options, seed=int(drawn))
 
     def _check_same(
         self, study: optuna.Study, space: dict[str, Any], fixed: dict[str, Any]
@@ -174,6 +191,13 @@ def _ended(study: optuna.Study) -> Sequence[FrozenTrial]:
     return [trial for trial in trials if not trial.user_attrs.get(_LOST)]
 
 
+def _instantiated(options: DictConfig, **more: Any) -> Any:
+    """A sampler or pruner; what Optuna has called experimental for years is meant here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return instantiate(options, **more)
+
+
 def current_trial(options: Any) -> optuna.Trial | None:
     """The trial of a study that this process runs; ``None``: it runs none.
 
@@ -183,12 +207,10 @@ def current_trial(options: Any) -> optuna.Trial | None:
     number = os.environ.get(TRIAL_VARIABLE)
     if number is None:
         return None
-    from hydra.utils import instantiate
-
     study = optuna.load_study(
         study_name=options.study_name,
         storage=options.storage,
-        pruner=instantiate(options.pruner),
+        pruner=_instantiated(options.pruner),
     )
     trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, int(number))
     return optuna.Trial(study, trial_id)

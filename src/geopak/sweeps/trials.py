@@ -38,6 +38,7 @@ class Trial:
         monitor, mode: the validation metric that chooses, and ``min`` or ``max``.
         score: its best value; ``None``: none was reached.
         checkpoint: of that value; ``None``: there is none.
+        epochs: done; ``None``: not known.
         seconds: that the run took.
         error: what a user reads of a failure.
         trace: the end of its traceback, where it is a defect.
@@ -54,6 +55,7 @@ class Trial:
     mode: str
     score: float | None = None
     checkpoint: str | None = None
+    epochs: int | None = None
     seconds: float | None = None
     error: str | None = None
     trace: str | None = None
@@ -101,10 +103,12 @@ class Outcome:
     Attributes:
         score: best validation value.
         checkpoint: of that value; ``None``: nothing was trained.
+        epochs: done; ``None``: it was finished before, or nothing was trained.
     """
 
     score: float
     checkpoint: Path | None
+    epochs: int | None = None
 
 
 def recorded(
@@ -132,7 +136,7 @@ def recorded(
     try:
         outcome = run()
     except TrialPrunedError as stop:
-        ended(PRUNED, score=stop.score, checkpoint=stop.checkpoint)
+        ended(PRUNED, score=stop.score, checkpoint=stop.checkpoint, epochs=stop.epochs)
         log.info("pruned: %s", stop)
         return Pruned(stop.score)
     except Exception as error:
@@ -147,7 +151,7 @@ def recorded(
         log.error("\nerror: %s\nThe other runs of the sweep go on.", message)
         return Failed(message)
     checkpoint = None if outcome.checkpoint is None else str(outcome.checkpoint)
-    ended(COMPLETE, score=outcome.score, checkpoint=checkpoint)
+    ended(COMPLETE, score=outcome.score, checkpoint=checkpoint, epochs=outcome.epochs)
     return outcome.score
 
 
@@ -205,8 +209,8 @@ def trials_of(run_root: Path, sweep: str) -> list[Trial]:
 
 def newest_trial(
     run_root: Path, phase: int, is_same: Callable[[Sequence[str]], bool]
-) -> Trial | None:
-    """The newest run of a phase in any sweep, of those with the same overrides.
+) -> tuple[Trial, float] | None:
+    """The newest run of a phase in any sweep, of those with the same overrides, and its time.
 
     Args:
         run_root: ``outputs/<name>``.
@@ -216,7 +220,10 @@ def newest_trial(
     paths = (run_root / f"phase-{phase}").glob(f"*/{FILE_NAME}")
     found = [(path.stat().st_mtime, read_trial(path)) for path in paths]
     same = [(written, trial) for written, trial in found if is_same(trial.overrides)]
-    return max(same, key=lambda item: item[0])[1] if same else None
+    if not same:
+        return None
+    written, trial = max(same, key=lambda item: item[0])
+    return trial, written
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -1,0 +1,195 @@
+"""Sweeps as they are typed: records, failures, studies that go on and prune, and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import pytest
+
+from geopak.data.dataset import PreparedSet
+from geopak.sweeps.trials import COMPLETE, FAILED, PRUNED, Trial, trials_of
+
+from .conftest import TINY, Outcome, run_command
+
+Command = Callable[..., Outcome]
+# A rate at which the weights leave the range of numbers: a failure that no check foresees.
+EXPLODES = "1e+30"
+
+
+def sweep_of(home: Path, name: str) -> Path:
+    (folder,) = (home / f"outputs/{name}/sweeps").iterdir()
+    return folder
+
+
+def runs_of(home: Path, name: str) -> list[Trial]:
+    folder = sweep_of(home, name)
+    return trials_of(home / "outputs" / name, folder.name)
+
+
+@pytest.fixture
+def heads(phases: dict[int, Path]) -> list[str]:
+    """Phase 1 on features that all tests here share."""
+    return ["phase=1", f"init_from={phases[0]}", *TINY, "data.feature_cache=true"]
+
+
+@pytest.fixture
+def without_test_photos(home: Path, tmp_path: Path) -> list[str]:
+    """The prepared set in a folder that lacks every photo of the test split."""
+    root = home / "data/synthetic"
+    photos = pd.read_parquet(root / "prepared/photos.parquet")
+    assert (photos["split"] == "test").any()
+    for path in photos["path"][photos["split"] != "test"]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(root / path, tmp_path / path)
+    return [f"data.root={tmp_path}", f"data.prepared={root / 'prepared'}"]
+
+
+def test_a_grid_outlives_a_failing_run_and_never_opens_the_test_split(
+    home: Path,
+    command: Command,
+    heads: list[str],
+    without_test_photos: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    original = PreparedSet.rows
+
+    def rows(self: PreparedSet, split: str) -> object:
+        asked.append(split)
+        return original(self, split)
+
+    monkeypatch.setattr(PreparedSet, "rows", rows)
+    outcome = command(
+        "train", "-m", *heads, *without_test_photos, "name=grid",
+        f"phase.lr.heads=1e-3,{EXPLODES},1e-2", "loss.province=0.5,1.0",
+    )  # fmt: skip
+    assert set(asked) == {"train", "val"}
+    assert outcome.status == 1, outcome.text
+    trials = runs_of(home, "grid")
+    assert [t.state for t in trials] == [COMPLETE, COMPLETE, FAILED, FAILED, COMPLETE, COMPLETE]
+    # Failures are told once more at the end, by the folder of the run.
+    ending = outcome.text[outcome.text.index("2 of 6 runs failed, 4 ended") :]
+    for trial in trials:
+        assert (trial.folder in ending) == (trial.state == FAILED)
+        if trial.state == FAILED:
+            assert trial.error and trial.error.split()[0] in ending
+    best = min((t for t in trials if t.score is not None), key=lambda t: t.score or 0)
+    assert f"run {best.number}, {best.score:.4g}" in outcome.text
+    folder = sweep_of(home, "grid")
+    table = pd.read_csv(folder / "trials.csv")
+    assert table["phase.lr.heads"].tolist() == [1e-3] * 2 + [1e30] * 2 + [1e-2] * 2
+    assert table["state"].tolist() == [t.state for t in trials]
+    page = (folder / "report.html").read_text()
+    assert "Best so far" in page
+    assert "Not said from 4 runs" in page
+    # Nothing is fetched: all pictures are in the page.
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:)", page)
+    # The command that it gives trains the same run again.
+    (line,) = [x for x in outcome.text.splitlines() if x.startswith("    python -m geopak.train")]
+    again = command("train", *shlex.split(line)[3:], "name=again")
+    assert again.status == 0, again.text
+    (record,) = (home / "outputs/again/phase-1").glob("*/run.json")
+    assert json.loads(record.read_text())["score"] == best.score
+    # The table of a sweep is made anew from the runs' records.
+    (folder / "report.html").unlink()
+    remade = command("sweep", "name=grid")
+    assert remade.status == 0, remade.text
+    assert (folder / "report.html").is_file()
+    assert str(best.checkpoint) in remade.text
+
+
+def test_a_phase_is_refused_whose_parent_failed_in_the_sweep(home: Path, command: Command) -> None:
+    chain = ["name=chain", *TINY, "phase.epochs=1"]
+    outcome = command("train", "-m", "phase=0,1", *chain, f"optimizer.weight_decay=0,{EXPLODES}")
+    assert outcome.status == 1, outcome.text
+    trials = {(t.phase, t.number): t for t in runs_of(home, "chain")}
+    assert [t.state for t in trials.values()] == [COMPLETE, FAILED, COMPLETE, FAILED]
+    refused = trials[1, 3]
+    assert refused.error and trials[0, 1].folder in refused.error
+    assert not list(Path(refused.folder).glob("checkpoints/*"))
+    # So it is afterwards, until a run of the same overrides has finished by itself.
+    still = [*chain, f"optimizer.weight_decay={EXPLODES}", "phase.lr={heads: 0, semantic: 0, scene: 0}"]
+    later = command("train", "phase=1", *still)
+    assert later.status == 2, later.text
+    assert trials[0, 1].folder in later.text
+    assert command("train", "phase=0", *still).status == 0
+    outcome = command("train", "phase=1", *still)
+    assert outcome.status == 0, outcome.text
+
+
+STUDY = [
+    "sweep=optuna_heads", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",
+    "hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0",
+    "hydra.sweeper.study_name=tiny",
+]  # fmt: skip
+
+
+def study_trials(home: Path, name: str) -> list[object]:
+    from geopak.sweeps.study import optuna
+
+    path = home / f"outputs/{name}/sweeps/tiny/study.db"
+    return optuna.load_study(study_name="tiny", storage=f"sqlite:///{path}").get_trials()
+
+
+def test_an_interrupted_study_goes_on_as_if_it_had_not_been(
+    home: Path, command: Command, heads: list[str]
+) -> None:
+    whole = command("train", *heads, *STUDY, "name=whole")
+    assert whole.status == 0, whole.text
+    arguments = ["train", *heads, *STUDY, "name=parts"]
+    with pytest.MonkeyPatch.context() as patch:
+        begun: list[int] = []
+        fit = L.Trainer.fit
+
+        def interrupted(self: L.Trainer, *args: object, **kwargs: object) -> None:
+            begun.append(1)
+            if len(begun) == 3:
+                raise KeyboardInterrupt
+            fit(self, *args, **kwargs)  # type: ignore[arg-type]
+
+        patch.setattr(L.Trainer, "fit", interrupted)
+        assert command(*arguments).status == 130
+    assert len(begun) == 3
+    continued = command(*arguments)
+    assert continued.status == 0, continued.text
+    assert "2 of 6 runs have ended" in continued.text
+    trials = study_trials(home, "parts")
+    lost = [t for t in trials if t.user_attrs.get("lost")]
+    assert [t.number for t in lost] == [2]
+    # The lost run is done again, and all others try what they would have tried.
+    kept = [t for t in trials if t not in lost]
+    uninterrupted = study_trials(home, "whole")
+    assert [t.params for t in kept] == [t.params for t in uninterrupted]
+    assert [t.values for t in kept] == [t.values for t in uninterrupted]
+    assert lost[0].params == kept[2].params
+    # Nothing is left to do, and the same command says so.
+    done = command(*arguments)
+    assert done.status == 0, done.text
+    assert len(study_trials(home, "parts")) == len(trials)
+    # Pruned runs are no failures, and parents of nothing.
+    runs = trials_of(home / "outputs/whole", "tiny")
+    states = Counter(t.state for t in runs)
+    assert states[PRUNED] >= 1
+    assert states[COMPLETE] + states[PRUNED] == 6
+    for run in runs:
+        assert (Path(run.folder) / "run.json").is_file() == (run.state == COMPLETE)
+    assert [str(t.state.name).lower() for t in uninterrupted] == [t.state for t in runs]
+
+
+def test_a_study_of_something_else_is_refused(
+    home: Path, command: Command, heads: list[str]
+) -> None:
+    arguments = ["train", *heads, *STUDY, "name=other", "hydra.sweeper.n_trials=1"]
+    assert command(*arguments).status == 0
+    outcome = command(*arguments, "loss.cell=2.0")
+    assert outcome.status == 2, outcome.text
+    assert "hydra.sweeper.study_name=" in outcome.text
+    assert "Traceback" not in outcome.text
