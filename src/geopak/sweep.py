@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -44,6 +47,8 @@ class SweepRecord(Callback):
             number += 1
             self.folder = root / SWEEP_FOLDER / f"{name}-{number}"
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
+            part_by_phase(config)
         about = {
             "overrides": list(config.hydra.overrides.task),
             "sweeper": OmegaConf.to_container(config.hydra.sweeper, resolve=True),
@@ -58,10 +63,42 @@ class SweepRecord(Callback):
                 f"+hydra.job.env_set.{SWEEP_VARIABLE}='{self.folder.name}'"
             )
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Processes of joblib would start those of data loaders in a way of their own, which is
+        # particular about what they are given.
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if self.folder is not None and not finish(self.folder, config):
             # Hydra has no place for the exit status of a sweep.
             raise SystemExit(1)
+
+
+def part_by_phase(config: DictConfig) -> None:
+    """Has runs of one phase launched together, and those of the next when they have ended.
+
+    A launcher that does several at once would begin a phase before its parent is there.
+    """
+    sweeper = config.hydra.sweeper
+    if not str(sweeper._target_).endswith(".BasicSweeper") or sweeper.max_batch_size is not None:
+        return
+    params = OmegaConf.to_container(sweeper.params) if sweeper.params else {}
+    assert isinstance(params, dict)
+    parser = OverridesParser.create()
+    typed = parser.parse_overrides(list(config.hydra.overrides.task))
+    given = {o.get_key_element(): str(o.input_line).partition("=")[2] for o in typed}
+    known = params.pop("phase", None)
+    phases = given.get("phase", known)
+    if phases is None:
+        return
+    # The first key changes last.
+    params = {"phase": phases, **params}
+    parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    overrides = [*parsed, *typed]
+    [runs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    sweeper.params = params
+    sweeper.max_batch_size = len(runs) // len({run[0] for run in runs})
 
 
 def finish(folder: Path, config: DictConfig) -> bool:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -193,3 +195,49 @@ def test_a_study_of_something_else_is_refused(
     assert outcome.status == 2, outcome.text
     assert "hydra.sweeper.study_name=" in outcome.text
     assert "Traceback" not in outcome.text
+
+
+# The encoders that are shipped: trained, so that no phase changes them here.
+SHIPPED = [o for o in TINY if not o.startswith(("model.pretrained", "model.se", "model.sc"))]
+
+
+def _as_a_command(home: Path, *arguments: str) -> str:
+    """The output of a command that trains by processes of its own; they must find this package."""
+    command = [sys.executable, "-m", "geopak.train", *arguments]
+    threads = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    run = subprocess.run(
+        command, env={**threads, "GEOPAK_HOME": str(home)}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_runs_at_once_encode_once_and_wait_for_their_parents(home: Path, launcher: str) -> None:
+    jobs = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    name = f"at-once-{launcher}"
+    features = home / f"features-{launcher}"
+    text = _as_a_command(
+        home, "-m", "seed=0,1", "phase=0,1", f"name={name}", *SHIPPED, f"launcher={launcher}", *jobs,
+        "model.pretrained=true", "data.feature_cache=true", f"data.feature_folder={features}",
+    )  # fmt: skip
+    trials = runs_of(home, name)
+    assert [(t.phase, t.state) for t in trials] == [
+        (0, COMPLETE), (0, COMPLETE), (1, COMPLETE), (1, COMPLETE),
+    ]  # fmt: skip
+    for trial in trials[2:]:
+        record = json.loads((Path(trial.folder) / "run.json").read_text())
+        # Of the same seed, and finished before this one began.
+        [parent] = [t for t in trials[:2] if t.checkpoint == record["parent"]]
+        assert [o for o in parent.overrides if o.startswith("seed")] == [
+            o for o in trial.overrides if o.startswith("seed")
+        ]
+    # Train and val photos, each encoded once: those who come second wait, or take on a part.
+    assert len(list(features.glob("*/about.json"))) == 2, text
+    printed = text + "".join(
+        p.read_text() for p in (home / f"outputs/{name}/.submitit").glob("*/*_log.out")
+    )
+    encoded = [int(n.replace(",", "")) for n in re.findall(r"encoded ([\d,]+) photos", printed)]
+    split = pd.read_parquet(home / "data/synthetic/prepared/photos.parquet")["split"]
+    assert sum(encoded) == split.isin(["train", "val"]).sum(), text
