@@ -158,17 +158,15 @@ def resolve_parent(cfg: DictConfig, phase: Phase, overrides: Sequence[str]) -> P
     newest = newest_trial(run_root, phase.parent, lambda theirs: shared_overrides(theirs) == shared)
     if newest is not None and _gave_nothing(*newest, run_root, phase.parent, overrides):
         trial = newest[0]
+        fate = {RUNNING: "was lost", PRUNED: "was pruned"}.get(trial.state, "failed")
         raise CheckpointError(
-            f"This run starts from phase {phase.parent} with the same overrides, and that "
-            f"{_FATES.get(trial.state, 'failed')} in {trial.folder}: {trial.error or ''} No other run takes its place; mend it, or pass "
-            "init_from=CHECKPOINT."
+            f"This run starts from phase {phase.parent} with the same overrides, and that {fate} "
+            f"in {trial.folder}: {trial.error or 'it has no result.'} No other run takes its "
+            "place; mend it, or pass init_from=CHECKPOINT."
         )
     if not cfg.require_parent:
         return newest_finished(run_root, phase.parent, overrides, same_only=True)
     return find_parent(run_root, phase.parent, overrides)
-
-
-_FATES = {RUNNING: "was lost", PRUNED: "was pruned"}
 
 
 def _gave_nothing(

@@ -93,7 +93,7 @@ def part_by_phase(config: DictConfig) -> None:
     if phases is None:
         return
     # The first key changes last.
-    params = {"phase": phases, **params}
+    params = {"phase": phases, **{str(key): value for key, value in params.items()}}
     parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
     overrides = [*parsed, *typed]
     [runs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
@@ -154,7 +154,8 @@ def report(folder: Path, trials: Sequence[Trial]) -> Trial | None:
     swept = list(swept_values(trials))
     table = Table(title=f"sweep {folder.name}", title_justify="left", box=None, header_style="bold")
     for column in ("run", *swept, "score", "state", "epochs", "seconds"):
-        table.add_column(column, justify="right" if column in ("score", "epochs", "seconds") else "left")
+        is_number = column in ("score", "epochs", "seconds")
+        table.add_column(column, justify="right" if is_number else "left")
     for trial, (_, row) in zip(trials, frame.iterrows(), strict=True):
         table.add_row(
             str(trial.number),

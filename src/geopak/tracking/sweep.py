@@ -37,8 +37,9 @@ def log_sweep(
         import wandb
 
         # Columns of one type each, as W&B's tables want.
-        words = trials.select_dtypes(exclude="number").columns
-        table = wandb.Table(dataframe=trials.assign(**{c: trials[c].astype(str) for c in words}))
+        numbers = trials.select_dtypes("number").columns
+        types = {c: float if c in numbers else str for c in trials}
+        table = wandb.Table(dataframe=trials.astype(types))
         page = (folder / "report.html").read_text("utf-8")
         pictures = {f"sweep/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("*.png"))}
         return {"sweep/trials": table, "sweep/report": wandb.Html(page, inject=False), **pictures}
