@@ -83,8 +83,7 @@ def part_by_phase(config: DictConfig) -> None:
     sweeper = config.hydra.sweeper
     if not str(sweeper._target_).endswith(".BasicSweeper") or sweeper.max_batch_size is not None:
         return
-    params = OmegaConf.to_container(sweeper.params) if sweeper.params else {}
-    assert isinstance(params, dict)
+    params = {str(key): value for key, value in (sweeper.params or {}).items()}
     parser = OverridesParser.create()
     typed = parser.parse_overrides(list(config.hydra.overrides.task))
     given = {o.get_key_element(): str(o.input_line).partition("=")[2] for o in typed}
@@ -93,7 +92,7 @@ def part_by_phase(config: DictConfig) -> None:
     if phases is None:
         return
     # The first key changes last.
-    params = {"phase": phases, **{str(key): value for key, value in params.items()}}
+    params = {"phase": phases, **params}
     parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
     overrides = [*parsed, *typed]
     [runs] = BasicSweeper.split_arguments(overrides, max_batch_size=None)
