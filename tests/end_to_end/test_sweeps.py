@@ -1,0 +1,96 @@
+"""Sweeps as a user types them: a run that fails ends no other, a study goes on and prunes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from .conftest import TINY, run_command
+
+CACHED = ["data.feature_cache=true", "data.feature_views=1"]
+
+
+@pytest.fixture(scope="module")
+def parent(phases: dict[int, Path]) -> str:
+    """The finished phase 0 that every run of this file starts from."""
+    return f"init_from={phases[0]}"
+
+
+def the_sweep(home: Path, name: str) -> Path:
+    (folder,) = (home / "outputs" / name / "sweeps").iterdir()
+    return folder
+
+
+def test_a_run_that_fails_is_recorded_and_ends_no_other(home: Path, parent: str) -> None:
+    # A rate at which the weights are no longer finite after a step.
+    swept = ["-m", "phase=1", "phase.lr.heads=1e30,1e-3,3e-4", "name=grid", parent]
+    outcome = run_command("train", *swept, *TINY, *CACHED)
+    assert outcome.status == 1, outcome.text
+    assert "1 of 3 runs failed, 2 ended" in outcome.text
+    folder = the_sweep(home, "grid")
+    trials = pd.read_csv(folder / "trials.csv")
+    assert trials["state"].tolist() == ["failed", "complete", "complete"]
+    assert trials["phase.lr.heads"].tolist() == [1e30, 1e-3, 3e-4]
+    best = trials.loc[trials["score"].idxmin()]
+    record = json.loads((Path(best["folder"]) / "trial.json").read_text())
+    assert record["score"] == best["score"]
+    assert Path(record["checkpoint"]).is_file()
+    failed = json.loads((Path(trials.loc[0, "folder"]) / "trial.json").read_text())
+    assert "finite" in failed["error"]
+    assert "<img" in (folder / "report.html").read_text()
+    again = run_command("sweep", "name=grid")
+    assert again.status == 0, again.text
+    assert again.value == pytest.approx(best["score"])
+
+
+def test_a_phase_does_not_start_from_another_runs_parent(home: Path) -> None:
+    """Phase 0 of one of two models fails: its phase 1 must not take the other's weights."""
+    swept = ["-m", "phase=0,1", "optimizer.weight_decay=1e-5,1e30", "name=chain"]
+    outcome = run_command("train", *swept, *TINY)
+    assert outcome.status == 1, outcome.text
+    records = [
+        json.loads(path.read_text())
+        for path in (home / "outputs/chain").glob("phase-*/*/trial.json")
+    ]
+    states = {(r["phase"], r["overrides"][1].partition("=")[2]): r for r in records}
+    assert states.pop((0, "1e-05"))["state"] == "complete"
+    assert states.pop((1, "1e-05"))["state"] == "complete"
+    assert {r["state"] for r in states.values()} == {"failed"}
+    (refused,) = (r for r in states.values() if r["phase"] == 1)
+    assert "No other run takes its place" in refused["error"]
+
+
+def test_a_study_goes_on_where_it_stood(home: Path, parent: str, tmp_path: Path) -> None:
+    study = [
+        "phase=1", "sweep=optuna_heads", "name=study", parent, *TINY, *CACHED,
+        "hydra.sweeper.sampler.n_startup_trials=1", "hydra.sweeper.pruner.n_startup_trials=1",
+        "hydra.sweeper.pruner.n_warmup_steps=0",
+    ]  # fmt: skip
+    first = run_command("train", *study, "hydra.sweeper.n_trials=2")
+    assert first.status == 0, first.text
+    folder = the_sweep(home, "study")
+    # No photo of the test split is there to be read.
+    photos = pd.read_parquet(home / "data/synthetic/prepared/photos.parquet")
+    test = [home / "data/synthetic" / p for p in photos.loc[photos["split"] == "test", "path"]]
+    for number, path in enumerate(test):
+        shutil.move(path, tmp_path / str(number))
+    try:
+        second = run_command("train", *study, "hydra.sweeper.n_trials=4")
+    finally:
+        for number, path in enumerate(test):
+            shutil.move(tmp_path / str(number), path)
+    assert second.status == 0, second.text
+    assert "2 of 4 runs have ended" in second.text
+    trials = pd.read_csv(folder / "trials.csv")
+    assert trials["run"].tolist() == [0, 1, 2, 3]
+    assert set(trials["state"]) <= {"complete", "pruned"}
+    assert trials["phase.lr.heads"].nunique() == 4
+    third = run_command("train", *study, "hydra.sweeper.n_trials=4")
+    assert "4 of 4 runs have ended" in third.text
+    other = run_command("train", *study, "hydra.sweeper.n_trials=5", "loss.province=0.3")
+    assert other.status == 2
+    assert "Give the new one a name" in other.text
