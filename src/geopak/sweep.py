@@ -145,7 +145,7 @@ def report(folder: Path, trials: Sequence[Trial]) -> Trial | None:
     from rich.console import Console
     from rich.table import Table
 
-    from geopak.report.sweep import best_commands, trials_table, write_sweep_report
+    from geopak.report.sweep import best_commands, short, trials_table, write_sweep_report
     from geopak.sweeps.trials import swept_values
 
     best = write_sweep_report(folder, trials)
@@ -158,7 +158,7 @@ def report(folder: Path, trials: Sequence[Trial]) -> Trial | None:
     for trial, (_, row) in zip(trials, frame.iterrows(), strict=True):
         table.add_row(
             str(trial.number),
-            *(str(row[key]) for key in swept),
+            *(short(str(row[key])) for key in swept),
             "" if trial.score is None else f"{trial.score:.4g}",
             trial.state,
             "" if trial.epochs is None else str(trial.epochs),

@@ -9,7 +9,7 @@ from geopak.cli import compose
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
 from geopak.metrics import GeolocationMetrics
-from geopak.models.decode import RULES
+from geopak.models.decode import REGRESSION, RULES
 from geopak.models.geolocator import Geolocator
 from geopak.schema.loading import FEATURE_DTYPES
 from geopak.schema.training import (
@@ -47,7 +47,7 @@ from .refusals import refusal
         ("phase=0 phase.train=[offset_head,province_head] phase.losses=[offset]",
          "phase 0 makes none"),
         ("trainer=cpu trainer.precision=16-mixed", "trainer.precision=16-mixed needs a GPU"),
-        ("logger=wandb logger.log_model=true", "logger.offline=true uploads nothing"),
+        ("logger=wandb logger.mode=offlin", "logger.mode='offlin' is unknown. Did you mean"),
         ("phase.index=3", "phase.index=3: known phases are 0, 1, 2"),
         ("model.image_size=65", "is not a multiple of model.semantic.shape.patch_size=16"),
         ("model.semantic.shape.heads=7", "is not a multiple of model.semantic.shape.heads=7"),
@@ -78,7 +78,7 @@ def test_several_mistakes_are_told_together_each_with_its_file() -> None:
 
 
 def test_what_may_be_is_composed_as_ever() -> None:
-    cfg = compose("train", ["phase=1", "data.batch_size=32", "+trainer.limit_train_batches=2",
+    cfg = compose("train", ["phase=1", "data.batch_size=32", "trainer.limit_train_batches=2",
                             "phase.monitor=val/within_25km", "phase.monitor_mode=max",
                             "name=${now:%Y}", "init_from=${oc.env:NO_SUCH_VARIABLE}"])  # fmt: skip
     assert cfg.trainer.limit_train_batches == 2
@@ -100,7 +100,7 @@ def test_the_metrics_that_may_be_watched_are_those_that_validation_makes(region:
 
 
 def test_names_are_those_of_the_modules_that_act_on_them(model: Geolocator) -> None:
-    assert tuple(RULES) == DECODING_RULES
+    assert (*RULES, REGRESSION) == DECODING_RULES
     assert tuple(model.groups()) == (*ENCODERS, *HEAD_GROUPS)
     assert sorted(TASKS) == [0, 1, 2]
     assert all(hasattr(torch, name) for name in FEATURE_DTYPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 
 from geopak.report import sweep_figures
 from geopak.report.page import Page, Section, Table, write_page
+from geopak.runs import FINISH_RECORD
 from geopak.sweeps.trials import (
     COMPLETE,
     FAILED,
@@ -51,12 +53,35 @@ def best_commands(best: Trial) -> tuple[str, str]:
     if any(o.startswith("sweep=") for o in own):
         # Its file sets more than what is searched, and would start the study again.
         own.append("hydra.mode=RUN")
+    parent = _parent_of(best)
+    if parent and not any(o.startswith("init_from=") for o in own):
+        # The newest run of the phase before may be another by then.
+        own.append(f"init_from={parent}")
     train = " ".join(["python -m geopak.train", *map(shlex.quote, own)])
     measured = [f"ckpt={best.checkpoint}"]
     for key in ("root", "prepared"):
         # The photos are those of the training.
         measured += [o.removeprefix("data.") for o in own if o.startswith(f"data.{key}=")]
     return train, " ".join(["python -m geopak.evaluate", *map(shlex.quote, measured)])
+
+
+def _parent_of(trial: Trial) -> str | None:
+    """The checkpoint that a run started from."""
+    record = Path(trial.checkpoint or "").parents[1:2]
+    path = record[0] / FINISH_RECORD if record else None
+    if path is None or not path.is_file():
+        return None
+    parent: str | None = json.loads(path.read_text("utf-8")).get("parent")
+    return parent
+
+
+def short(value: str) -> str:
+    """A swept value as a table shows it: numbers with four digits."""
+    try:
+        number = f"{float(value):.4g}"
+    except ValueError:
+        return value
+    return min(number, value, key=len)
 
 
 def importance(swept: Mapping[str, Sequence[str]], scores: Sequence[float]) -> dict[str, float]:
@@ -162,7 +187,7 @@ def _page(
     rows = [
         [
             str(t.number),
-            *(str(v) for v in table.loc[i, swept]),
+            *(short(str(v)) for v in table.loc[i, swept]),
             "" if t.score is None else f"{t.score:.4g}",
             _STATES[t.state],
             "" if t.epochs is None else str(t.epochs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from typing import Any
@@ -35,6 +36,9 @@ class StudySweeper(Sweeper):
 
 def register() -> None:
     """Makes the sweeper known to Hydra, which takes plugins from its own name space alone."""
+    # Optuna 2 is at home in SQLAlchemy 1, which would say at length that there is another. Hydra
+    # imports Optuna for the sampler, before the sweeper.
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
     try:
         import hydra_plugins
     except ImportError:

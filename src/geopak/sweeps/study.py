@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Optuna 2 is at home in SQLAlchemy 1, which would say at length that there is another.
-os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
-
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
