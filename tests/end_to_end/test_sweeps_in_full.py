@@ -154,6 +154,8 @@ STUDY = [
     "sweep=optuna_heads", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",
     "hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0",
     "hydra.sweeper.study_name=tiny",
+    # Rates whose scores lie far apart, so that the worse one is pruned.
+    "phase.lr.heads=choice(3e-3,0)",
 ]  # fmt: skip
 
 
