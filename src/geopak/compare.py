@@ -33,14 +33,6 @@ def compare(cfg: DictConfig) -> dict[str, Any]:
         GeopakError: something that is no run, unfinished or not evaluated; runs without a photo in
             common, or of different regions.
     """
-    for key, choices in (
-        ("split", ("train", "val", "test")),
-        ("unfinished", ("refuse", "skip")),
-    ):
-        if cfg[key] not in choices:
-            raise ConfigError(f"{key}={cfg[key]} must be one of {', '.join(choices)}.")
-    if not isinstance(cfg.resamples, int) or cfg.resamples < 1:
-        raise ConfigError(f"resamples={cfg.resamples} must be a whole number of at least 1.")
     named = [cfg.runs] if isinstance(cfg.runs, str) else [str(run) for run in cfg.runs]
     if cfg.baseline is not None:
         named = [str(cfg.baseline), *named]

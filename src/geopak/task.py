@@ -22,7 +22,7 @@ from geopak.losses import GeolocationLoss, LossValue
 from geopak.metrics import GeolocationMetrics
 from geopak.models.decode import cell_rank, decode
 from geopak.models.geolocator import Geolocator
-from geopak.models.sharding import is_sharded, shard
+from geopak.models.sharding import is_sharded, shard, whole
 from geopak.phases import set_up_training, trainable_parameters
 from geopak.schema.training import DecodingOptions, LossOptions, Phase
 from geopak.types import Batch, ModelOutput
@@ -46,6 +46,12 @@ def learning_rate_factor(step: int, total: int, schedule: str, warmup: float) ->
         return 1.0
     progress = (step - rising) / max(1.0, total - rising)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def total_norm(optimizer: Optimizer) -> Tensor:
+    """Norm of the gradients of all parameters together; of a sharded model a sharded tensor."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 class GeolocationTask(L.LightningModule):
@@ -191,10 +197,8 @@ class GeolocationTask(L.LightningModule):
 
     def gradient_norm(self, optimizer: Optimizer) -> Tensor:
         """Norm of the whole gradient of this step; clipping then takes it from here."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self._gradient_norm = norm
-        return norm
+        self._gradient_norm = total_norm(optimizer)
+        return whole(self._gradient_norm)
 
     def configure_gradient_clipping(
         self,
@@ -210,8 +214,7 @@ class GeolocationTask(L.LightningModule):
         norm, self._gradient_norm = self._gradient_norm, None
         by_norm = gradient_clip_algorithm in (None, "norm") and gradient_clip_val
         if by_norm and self.trainer.precision != "16-mixed":
-            norm = self.gradient_norm(optimizer) if norm is None else norm
-            self._gradient_norm = None
+            norm = total_norm(optimizer) if norm is None else norm
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             clip_grads_with_norm_(parameters, cast(float, gradient_clip_val), norm)
             return

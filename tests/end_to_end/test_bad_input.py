@@ -210,7 +210,7 @@ def test_unsafe_augmentation_is_taken_when_it_is_meant(home: Path, command: Comm
         ("loss=null", "loss=null: a config group takes the name of a file"),
         ("lose=default", "Unknown configuration key 'lose'. Did you mean 'loss' (conf/loss/)?"),
         ("logger=wand", "logger=wand: there is no file conf/logger/wand.yaml."),
-        ("+trainer.limit_val_batches=2.5", "trainer.limit_val_batches=2.5 must be above 0"),
+        ("trainer.limit_val_batches=2.5", "trainer.limit_val_batches=2.5 must be above 0"),
         ("phase=", "phase=: there is no file"),
         ("phase", "missing EQUAL"),
     ],

@@ -90,9 +90,9 @@ def test_mistakes_are_told(runs: dict[int, Path]) -> None:
     for arguments, message in (
         ([], "Name the runs to compare"),
         ([str(runs[1] / "csv")], "is no run folder"),
-        ([str(runs[1]), "split=tests"], "split=tests must be one of train, val, test"),
+        ([str(runs[1]), "split=tests"], "split='tests' must be one of train, val, test"),
         ([str(runs[1]), "resamples=0"], "at least 1"),
-        ([str(runs[1]), "unfinished=drop"], "unfinished=drop must be one of"),
+        ([str(runs[1]), "unfinished=drop"], "unfinished='drop' must be one of"),
     ):
         outcome = run_command("compare", *arguments)
         assert outcome.status == 2, outcome.text

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from geopak.models.geolocator import Geolocator
 
@@ -46,3 +47,8 @@ def shard(model: Geolocator, mesh: DeviceMesh) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Whether :func:`shard` was applied."""
     return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as every rank would have it alone; all ranks have to call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
