@@ -149,13 +149,12 @@ def _register_resolvers() -> None:
 
 
 def _choices(group: str) -> str:
-    """Names of a config group's files, for ``--help``."""
-    return ", ".join(
-        sorted(
-            str(path.relative_to(CONFIG_DIR / group).with_suffix(""))
-            for path in (CONFIG_DIR / group).glob("**/*.yaml")
-        )
-    )
+    """Names of a config group's files, for ``--help``; of folders how many there are in each."""
+    folder = CONFIG_DIR / group
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    names += [f"{path.name}/ ({len(list(path.glob('*.yaml')))})" for path in inner]
+    return ", ".join(names)
 
 
 def _pass_on_refusals() -> None:
