@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import geopak
-from geopak.data.manifest import FILE_NAME, file_sha256
 
 # Libraries whose version may change what a training computes or reads.
 LIBRARIES = (
@@ -135,6 +134,9 @@ def dataset_state(prepared: str | Path) -> dict[str, Any]:
     Returns:
         ``folder``, and ``manifest_sha256`` of its manifest's file (``None``: it has none).
     """
+    # Imports pandas, which a prediction does without.
+    from geopak.data.manifest import FILE_NAME, file_sha256
+
     folder = Path(prepared)
     manifest = folder / FILE_NAME
     return {

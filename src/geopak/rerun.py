@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from geopak.cli import CONFIG_DIR, quoted
 from geopak.errors import ConfigError
 
 FLAG = "--rerun"
@@ -27,6 +24,10 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: no run folder, or one of a version that stored too little.
     """
+    from omegaconf import OmegaConf
+
+    from geopak.cli import CONFIG_DIR, quoted
+
     place = next(i for i, a in enumerate(arguments) if a.partition("=")[0] == FLAG)
     _, separator, value = arguments[place].partition("=")
     rest = list(arguments[place + 1 :])
@@ -40,8 +41,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         )
     # Where a run's folder goes is no part of its configuration.
     places = OmegaConf.load(CONFIG_DIR / "train.yaml").hydra
-    sections: Any = OmegaConf.to_container(places, resolve=False)
-    kept = {f"hydra.{s}.{k}": v for s, section in sections.items() for k, v in section.items()}
+    kept = dict(_leaves(OmegaConf.to_container(places, resolve=False), "hydra"))
     parent = _parent(folder)
     return [
         f"--config-path={folder}",
@@ -49,7 +49,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         f"hydra.searchpath=[{quoted(f'file://{CONFIG_DIR}')}]",
         "hydra/job_logging=console",
         "hydra/hydra_logging=console",
-        *(f"{key}={_text(value)}" for key, value in kept.items()),
+        *(f"++{key}={_text(value)}" for key, value in kept.items()),
         f"init_from={quoted(str(parent)) if parent else 'null'}",
         "resume_from=null",
         f"rerun.of={quoted(str(folder))}",
@@ -58,7 +58,17 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def _leaves(section: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(section, Mapping):
+        for name, part in section.items():
+            yield from _leaves(part, f"{key}.{name}")
+    else:
+        yield key, section
+
+
 def _text(value: Any) -> str:
+    from geopak.cli import quoted
+
     return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
