@@ -55,6 +55,7 @@ def test_demo_runs_every_step_and_sums_up(home: Path) -> None:
     assert summary["leaks"] in outcome.text
 
 
+@pytest.mark.slow
 def test_demo_of_another_country_needs_no_change_in_code(home: Path) -> None:
     outcome = run_demo("region=bangladesh", num_photos=560)
     assert outcome.status == 0, outcome.text

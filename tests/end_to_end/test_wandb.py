@@ -438,6 +438,7 @@ def test_of_two_processes_the_first_logs_the_photos_of_both(home: Path) -> None:
     assert sum(run.history[-1][f"{panels.GATE}.values"]) == num_val
 
 
+@pytest.mark.slow
 def test_the_mode_follows_the_key(tmp_path: Path) -> None:
     """In a process of its own: a key that W&B has seen stays with the process."""
     code = """
