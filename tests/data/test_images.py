@@ -280,3 +280,15 @@ def test_bytes_that_are_no_photo_are_counted_and_an_open_file_is_named(tmp_path:
         pytest.raises(PhotoError, match=r"text\.jpg: not an image"),
     ):
         load_image(file, 32)
+
+
+def test_an_open_jpeg_is_read_like_the_file_until_its_pixels_are_changed(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(path, quality=60)
+    expected = load_image(path, 32)
+    with Image.open(path) as image:
+        assert torch.equal(load_image(image, 32), expected)
+        assert torch.equal(load_image(image, 32), expected)
+        image.paste((255, 255, 255), (0, 0, 120, 90))
+        assert (load_image(image, 32) == 255).all()

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 from torch.nn import functional
@@ -56,8 +56,12 @@ def load_image(source: Photo, size: int) -> Tensor:
     try:
         # PIL decodes late: an image that is open already can still turn out to be truncated.
         if isinstance(source, Image.Image):
-            return _square(source, size)
-        content = _content(source)
+            undecoded = _undecoded(source)
+            if undecoded is None:
+                return _square(source, size)
+            content = undecoded
+        else:
+            content = _content(source)
         square = _decode_jpeg(content, size) if content.startswith(_JPEG) else None
         if square is not None:
             return square
@@ -70,6 +74,22 @@ def load_image(source: Photo, size: int) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise PhotoError(f"Cannot read the photo {_name(source)}: {kind}.") from error
+
+
+def _undecoded(image: Image.Image) -> bytes | None:
+    """The file of an open JPEG whose pixels nobody has asked for yet; ``None``: it is no such one.
+
+    It then looks to the model as its path does: two decoders differ by a shade.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "JPEG":
+        return None
+    if not image.tile or image.fp is None:
+        return None
+    position = image.fp.tell()
+    image.fp.seek(0)
+    content: bytes = image.fp.read()
+    image.fp.seek(position)
+    return content
 
 
 def _content(source: str | Path | bytes | BinaryIO) -> bytes:
