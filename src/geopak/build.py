@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ from geopak.models.encoders import (
     download_clip,
     scene_weights,
 )
+from geopak.models.fusion import GatedFusion
 from geopak.models.geolocator import Geolocator
 from geopak.options import options, plain
 from geopak.phases import learning_rate_scale, with_scaled_rates
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from geopak.data.datamodule import GeopakDataModule
     from geopak.data.dataset import PreparedSet
     from geopak.task import GeolocationTask
+
+log = logging.getLogger(__name__)
 
 
 def build_region(cfg: DictConfig) -> Region:
@@ -216,6 +220,14 @@ def start_weights(
     if parent is not None:
         checkpoint = read_matching(parent, region, cells, config, phase.parent)
         load_state(model, checkpoint, parent)
+        theirs = checkpoint["geopak"]["model"]["fusion"]["gate_bias"]
+        ours = config["fusion"]["gate_bias"]
+        if theirs != ours and isinstance(model.fusion, GatedFusion):
+            log.warning(
+                "warning: model.fusion.gate_bias=%g has no effect in phase %d: the gate comes from "
+                "%s, and began there at %g. Sweep it with -m phase=0,%d.",
+                ours, phase.index, parent, theirs, phase.index,
+            )  # fmt: skip
         return True
     if config["pretrained"]:
         load_pretrained(model, config)

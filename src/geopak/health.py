@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from geopak.geo.distance import haversine_km
+from geopak.models.fusion import GatedFusion
 from geopak.schema.monitoring import HealthOptions
 
 if TYPE_CHECKING:
@@ -325,7 +326,9 @@ class HealthWarnings(L.Callback):
             )
             ratio = (length_km / bound_km)[bound_km > _SMALLEST_BOUND_KM]
         output = outputs["output"]
-        self.vitals.update(output.province_logits, batch["province_id"], ratio, output.gate)
+        # Other ways of fusing weigh nothing, and say the same of every photo.
+        gate = output.gate if isinstance(task.model.fusion, GatedFusion) else None
+        self.vitals.update(output.province_logits, batch["province_id"], ratio, gate)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:

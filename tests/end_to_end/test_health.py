@@ -177,3 +177,13 @@ def test_a_batch_size_is_found_in_steps_of_the_quotas(
     (folder,) = (home / "outputs/sizes/finder-batch_size/phase-1").iterdir()
     assert json.loads((folder / "batch_size_finder.json").read_text())["batch_size"] == 16
     assert not list((home / "outputs/sizes").rglob("*.ckpt"))
+
+
+def test_a_model_without_a_gate_is_not_said_to_have_one_that_is_stuck(
+    home: Path, command: Command
+) -> None:
+    outcome = command("train", "phase=0", "name=gateless", "model.fusion.kind=semantic", *TINY)
+    assert outcome.status == 0, outcome.text
+    assert "gate is stuck" not in " ".join(outcome.text.split())
+    (log,) = (home / "outputs/gateless/phase-0").glob("*/csv/metrics.csv")
+    assert "health/gate_mean" not in pd.read_csv(log)

@@ -94,3 +94,28 @@ def test_a_study_goes_on_where_it_stood(home: Path, parent: str, tmp_path: Path)
     other = run_command("train", *study, "hydra.sweeper.n_trials=5", "loss.province=0.3")
     assert other.status == 2
     assert "Give the new one a name" in other.text
+
+
+def test_a_run_of_a_study_that_cannot_be_is_recorded_and_does_not_end_it(
+    home: Path, parent: str
+) -> None:
+    study = ["phase=1", "sweep=optuna_heads", "name=refusals", parent, *TINY, *CACHED]
+    # An epoch more than there are is one that cannot be validated.
+    study += ["~hydra.sweeper.params", "+hydra.sweeper.params={}", "hydra.sweeper.n_trials=6"]
+    study += ["hydra.sweeper.max_failure_rate=1", "trainer.check_val_every_n_epoch=choice(1,9)"]
+    outcome = run_command("train", *study)
+    assert outcome.status == 1, outcome.text
+    trials = pd.read_csv(the_sweep(home, "refusals") / "trials.csv")
+    assert trials["run"].tolist() == list(range(6))
+    refused = trials["trainer.check_val_every_n_epoch"] == 9
+    assert 0 < refused.sum() < 6
+    assert (trials["state"] == "failed").tolist() == refused.tolist()
+    assert trials.loc[refused, "error"].str.contains("no epoch would be validated").all()
+
+
+def test_a_gate_bias_that_comes_too_late_is_said(home: Path, parent: str) -> None:
+    outcome = run_command(
+        "train", "phase=1", "name=bias", parent, *TINY, *CACHED, "model.fusion.gate_bias=0.7"
+    )
+    assert outcome.status == 0, outcome.text
+    assert "model.fusion.gate_bias=0.7 has no effect in phase 1" in " ".join(outcome.text.split())

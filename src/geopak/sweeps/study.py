@@ -22,8 +22,8 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
-from geopak.errors import SweepError
-from geopak.sweeps.trials import SWEEP_FOLDER, TRIAL_VARIABLE, Failed, Pruned
+from geopak.errors import ConfigError, SweepError
+from geopak.sweeps.trials import FAILED, SWEEP_FOLDER, TRIAL_VARIABLE, Failed, Pruned, Trial
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,16 @@ class Study(OptunaSweeperImpl):
                 trials.append(study.ask())
                 [job] = self._configure_trials(trials[-1:], space, fixed)
                 jobs.append((*job, f"+hydra.job.env_set.{TRIAL_VARIABLE}='{trials[-1].number}'"))
-            returns = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
-            for trial, result in zip(trials, returns, strict=True):
+            accepted = [
+                (trial, job)
+                for trial, job in zip(trials, jobs, strict=True)
+                if not self._is_refused(study, trial, job)
+            ]
+            returns: Sequence[JobReturn] = []
+            if accepted:
+                first = accepted[0][0].number
+                returns = self.launcher.launch([j for _, j in accepted], initial_job_idx=first)
+            for (trial, _), result in zip(accepted, returns, strict=True):
                 self._tell(study, trial, result)
             failed = [t for t in _ended(study) if t.state is TrialState.FAIL]
             if len(failed) > self.max_failure_rate * max(len(_ended(study)), 2 * self.n_jobs):
@@ -118,6 +126,33 @@ class Study(OptunaSweeperImpl):
                     f"hydra.sweeper.max_failure_rate={self.max_failure_rate}; the last error: "
                     f"{failed[-1].user_attrs.get('error')}"
                 )
+
+    def _is_refused(self, study: optuna.Study, trial: optuna.Trial, job: Sequence[str]) -> bool:
+        """Whether a run's configuration cannot be, which is recorded as its failure."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        try:
+            self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
+        except ConfigError as error:
+            log.error("\nerror: run %d of the study: %s", trial.number, error)
+            trial.set_user_attr("error", str(error))
+            study.tell(trial, state=TrialState.FAIL)
+            phase = self.config.phase
+            runs = Path(self.config.hydra.sweep.dir) / f"phase-{phase.index}"
+            Trial(
+                sweep=str(self.study_name),
+                number=trial.number,
+                overrides=tuple(o for o in job if not o.startswith("+hydra.")),
+                state=FAILED,
+                phase=int(phase.index),
+                monitor=str(phase.monitor),
+                mode=str(phase.monitor_mode),
+                error=str(error),
+                study_number=trial.number,
+                folder=str(runs / f"refused-{self.study_name}-{trial.number}"),
+            ).write()
+            return True
+        return False
 
     def _sampler(self, count: int) -> optuna.samplers.BaseSampler:
         """The sampler of the run that follows so many others.

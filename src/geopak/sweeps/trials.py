@@ -169,7 +169,7 @@ def sweep_trial(cfg: Any, hydra: Any, folder: Path) -> Trial | None:
     study_number = os.environ.get(TRIAL_VARIABLE)
     return Trial(
         sweep=sweep,
-        number=int(hydra.job.num),
+        number=int(hydra.job.num if study_number is None else study_number),
         overrides=tuple(hydra.overrides.task),
         state=RUNNING,
         phase=int(cfg.phase.index),
