@@ -63,7 +63,7 @@ def draw_best_so_far(
         linewidth=2,
         label="best so far",
     )  # fmt: skip
-    ax.set_xlabel("run", fontsize=8, color=INK)
+    ax.set_xlabel("runs so far", fontsize=8, color=INK)
     ax.legend(fontsize=8, frameon=False)
     tidy_axes(ax)
     set_title(ax, metric)
