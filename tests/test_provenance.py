@@ -54,6 +54,13 @@ def test_outside_of_a_checkout_there_is_no_git_state(
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     assert provenance.git_state() is None
+    # Nor are changes in that repository taken for its own.
+    commit = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "own.txt").write_text("before")
+    subprocess.run([*commit, "add", "own.txt"], check=True)
+    subprocess.run([*commit, "commit", "-q", "-m", "own"], check=True)
+    (tmp_path / "own.txt").write_text("after")
+    assert provenance.git_diff() == ""
     monkeypatch.setenv("PATH", "")
     assert provenance.git_state() is None
 

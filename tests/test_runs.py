@@ -110,6 +110,7 @@ CONFIG: dict[str, Any] = {
     "phase": {"train": ["gate"], "unfreeze": {"scene": 0.0}, "epochs": 5},
     "data": {"batch_size": 64, "num_workers": 2},
     "logger": {"kind": "csv"},
+    "loss": {"auxiliary": 0.1},
 }
 
 
@@ -133,6 +134,10 @@ def test_a_continuation_with_another_configuration_is_warned_about_or_refused(
     unfrozen = {**CONFIG, "phase": {**CONFIG["phase"], "unfreeze": {"scene": 0.5}}}
     with pytest.raises(CheckpointError, match=r"phase\.unfreeze\.scene=0\.0, now it is 0\.5"):
         check_continuation(checkpoint, unfrozen, 5, "last.ckpt")
+    # A term of weight 0 leaves what it alone would train out of the optimizer.
+    check_continuation(checkpoint, {**CONFIG, "loss": {"auxiliary": 0.2}}, 5, "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"loss\.auxiliary=0\.1, now it is 0"):
+        check_continuation(checkpoint, {**CONFIG, "loss": {"auxiliary": 0.0}}, 5, "last.ckpt")
 
 
 def test_a_job_of_slurm_is_put_back_into_the_queue(

@@ -568,7 +568,6 @@ def _build_run_logger(
     cfg: DictConfig, folder: Path, parent: Path | None, is_first: bool
 ) -> list[Logger]:
     """Weights & Biases' logger, its run begun in the first process; none where it is disabled."""
-    from geopak.provenance import provenance
     from geopak.tracking.logger import RunLogger
     from geopak.tracking.run import ParentRun, RunPlan, choose_mode
 
@@ -600,7 +599,8 @@ def study_callbacks(monitor: str) -> list[L.Callback]:
     from geopak.sweeps.pruning import PruneTrial
     from geopak.sweeps.study import current_trial
 
-    return [PruneTrial(current_trial(HydraConfig.get().sweeper), monitor)]
+    trial = current_trial(HydraConfig.get().sweeper) if run_folders.is_first_rank() else None
+    return [PruneTrial(trial, monitor)]
 
 
 def was_pruned(trainer: L.Trainer) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from geopak.data.atomic import write_json
 from geopak.errors import CheckpointError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
@@ -231,7 +232,9 @@ _NO_MATTER = (
     "trainer.log_every_n_steps", "data.num_workers", "data.memory_cache", "data.memory_cache_gb",
 )  # fmt: skip
 # Those without which an optimizer's state has no meaning.
-_FIXED = ("phase.train", "phase.unfreeze")
+_FIXED = ("phase.train", "phase.unfreeze", "loss.cell_target", "model.pretrained")
+# Weights of terms: with one of 0 what the term alone trains stays frozen.
+_SWITCHES = ("loss.province", "loss.cell", "loss.offset", "loss.auxiliary")
 
 
 def check_continuation(
@@ -252,7 +255,7 @@ def check_continuation(
     """
     changes = config_differences(checkpoint["geopak"]["config"], config)
     for key, (before, now) in changes.items():
-        if key.startswith(_FIXED):
+        if key.startswith(_FIXED) or (key in _SWITCHES and bool(before) != bool(now)):
             raise CheckpointError(
                 f"{path} was trained with {key}={before}, now it is {now}: its optimizer state is "
                 "of other parts of the model. Go on with the value of before, or start a run from "
@@ -343,8 +346,14 @@ def run_folder(checkpoint: str | Path) -> Path:
 
 def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Marks a run folder as finished (``run.json``)."""
-    text = json.dumps({**record, "finished_unix": time.time()}, indent=2)
-    (folder / "run.json").write_text(text, encoding="utf-8")
+    write_json(folder / "run.json", {**record, "finished_unix": time.time()})
+
+
+# Sections of the configuration, and keys, that a phase does not share with its parent.
+OWN_KEYS = (
+    "phase", "init_from", "resume_from", "rerun", "hydra", "trainer", "logger", "callbacks",
+    "finder", "launcher", "sweep",
+)  # fmt: skip
 
 
 def shared_overrides(overrides: Sequence[str]) -> list[str]:
@@ -352,11 +361,7 @@ def shared_overrides(overrides: Sequence[str]) -> list[str]:
 
     What belongs to one phase, one machine or one log is left out.
     """
-    own = (
-        "phase", "init_from", "resume_from", "rerun", "hydra", "trainer", "logger", "callbacks",
-        "finder", "launcher", "sweep",
-    )  # fmt: skip
-    return sorted(o for o in overrides if not o.lstrip("+~").startswith(own))
+    return sorted(o for o in overrides if not o.lstrip("+~").startswith(OWN_KEYS))
 
 
 def newest_finished(
@@ -366,6 +371,8 @@ def newest_finished(
     same_only: bool = False,
 ) -> Path | None:
     """The best checkpoint of the newest finished run of a phase below ``outputs/<name>``.
+
+    Runs of a study are left out: which of them to go on with is said by what it found.
 
     Args:
         run_root: ``outputs/<name>``.
@@ -385,7 +392,7 @@ def newest_finished(
             finished, theirs = float(record["finished_unix"]), record["overrides"]
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path} is not a run record: {error!r}. Delete it.") from error
-        if best.is_file():
+        if best.is_file() and not record.get("of_study"):
             same = overrides is not None and theirs == shared_overrides(overrides)
             if same or not same_only:
                 found.append((same, finished, best))

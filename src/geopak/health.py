@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from geopak.data.atomic import write_json
 from geopak.geo.distance import haversine_km
+from geopak.models.decode import REGRESSION
 from geopak.models.fusion import GatedFusion
 from geopak.schema.monitoring import HealthOptions
 
@@ -40,9 +41,7 @@ def add_to_record(folder: Path, section: str, entries: Sequence[Mapping[str, Any
         except (OSError, ValueError):
             log.warning("%s cannot be read and is written anew", path)
     record[section] = [*record[section], *entries]
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2), encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, record)
 
 
 @dataclass
@@ -265,6 +264,15 @@ def _gate(vitals: Vitals, options: HealthOptions) -> HealthWarning | None:
     )
 
 
+def _concerns(kind: str, task: GeolocationTask) -> bool:
+    """Whether a training is about what a warning says: one may leave provinces out, say."""
+    if kind == "auxiliary_share":
+        return task.decoding.rule != REGRESSION
+    if kind.startswith("province_"):
+        return any(p.requires_grad for p in task.model.province_head.parameters())
+    return True
+
+
 class HealthWarnings(L.Callback):
     """Warns, on the terminal and in ``health.json``, of a training that learns badly.
 
@@ -341,7 +349,12 @@ class HealthWarnings(L.Callback):
             for name in ("offset_ratio", "gate_mean", "gate_std", "auxiliary_share")
             if (value := getattr(vitals, name)) is not None
         }
-        found = find_warnings(vitals, self.provinces, self.options)
+        task = cast("GeolocationTask", pl_module)
+        found = [
+            warning
+            for warning in find_warnings(vitals, self.provinces, self.options)
+            if _concerns(warning.kind, task)
+        ]
         metrics = {f"health/{name}": value for name, value in measured.items()}
         metrics["health/warnings"] = float(len(found))
         pl_module.log_dict(metrics, rank_zero_only=False)

@@ -107,7 +107,12 @@ def git_state() -> dict[str, Any] | None:
 
 
 def git_diff() -> str:
-    """What tracked files differ in from the commit, as a patch; empty if nothing."""
+    """What tracked files differ in from the commit, as a patch; empty if in nothing.
+
+    Of no other repository that the package may lie in.
+    """
+    if git_state() is None:
+        return ""
     patch = _git("diff", "HEAD", "--binary")
     return f"{patch}\n" if patch else ""
 

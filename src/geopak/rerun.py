@@ -91,8 +91,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def all_overrides(of: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides that a repetition stands for: those of the run it repeats, and its own."""
-    return [*_read(Path(of) / START_RECORD)["overrides"], *overrides]
+    """The overrides that a repetition stands for: those of the run it repeats, and its own.
+
+    Of several for one key the last holds.
+    """
+    both = [*_read(Path(of) / START_RECORD)["overrides"], *overrides]
+    return list({o.lstrip("+~").partition("=")[0]: o for o in both}.values())
 
 
 def check(of: str, now: Mapping[str, Any], other_data: bool) -> None:

@@ -23,6 +23,7 @@ from geopak.checkpoint import (
     resumable,
     run_folder,
 )
+from geopak.data.atomic import write_json
 from geopak.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -189,21 +190,13 @@ def write_start(folder: Path, record: Mapping[str, Any]) -> None:
     known = _read_start(folder)
     if known:
         now = {**known, "continued": [*known.get("continued", []), now]}
-    write_record(folder / START_RECORD, now)
+    write_json(folder / START_RECORD, now)
 
 
 def add_to_start(folder: Path, more: Mapping[str, Any]) -> None:
     """Adds to what a run recorded when it started, if it did."""
     if record := _read_start(folder):
-        write_record(folder / START_RECORD, {**record, **more})
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+        write_json(folder / START_RECORD, {**record, **more})
 
 
 @contextlib.contextmanager

@@ -108,23 +108,29 @@ def finish(folder: Path, config: DictConfig) -> bool:
         config: of all its runs, with Hydra's own.
 
     Returns:
-        Whether no run failed.
+        Whether no run failed, nor the report.
     """
     from geopak.sweeps.trials import COMPLETE, FAILED, swept_values, trials_of
 
     trials = trials_of(folder.parents[1], folder.name)
     failed = [t for t in trials if t.state == FAILED]
+    is_well = not failed
     # Phases in a row are no sweep: nothing is chosen among them.
     if len(trials) > 1 and set(swept_values(trials)) - {"phase"}:
-        best = report(folder, trials)
-        if OmegaConf.select(config, "logger.kind") == "wandb":
-            _log(folder, trials, best, config)
+        try:
+            best = report(folder, trials)
+            if OmegaConf.select(config, "logger.kind") == "wandb":
+                _log(folder, trials, best, config)
+        except Exception:
+            # Hydra would pass over it, and over what failed.
+            log.exception("the sweep's report could not be made: python -m geopak.sweep")
+            is_well = False
     if failed:
         done = sum(t.state == COMPLETE for t in trials)
         lines = [f"  {t.folder}: {' '.join((t.error or '').split())}" for t in failed]
         log.error("\n%d of %d runs failed, %d ended:\n%s", len(failed), len(trials), done,
                   "\n".join(lines))  # fmt: skip
-    return not failed
+    return is_well
 
 
 def _log(folder: Path, trials: Sequence[Trial], best: Trial | None, config: DictConfig) -> None:
@@ -171,7 +177,8 @@ def report(folder: Path, trials: Sequence[Trial]) -> Trial | None:
         train, evaluate = best_commands(best)
         console.print(
             f"best by {best.monitor}: run {best.number}, {best.score:.4g}. Train it again:\n\n"
-            f"    {train}\n\nMeasure it on the test split, once:\n\n    {evaluate}\n",
+            f"    {train}\n\nMeasure it on the test split, once:\n\n    {evaluate}\n\n"
+            f"The next phase starts from it with init_from={best.checkpoint}\n",
             soft_wrap=True, highlight=False, markup=False,
         )  # fmt: skip
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from geopak.cli import as_geopak_error, entry_point
-from geopak.errors import TrialPrunedError
+from geopak.errors import TrainingError, TrialPrunedError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -223,6 +224,7 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
     from geopak import build, rerun
     from geopak.checkpoint import shared_overrides, write_run_record
     from geopak.ranks import RankWatch
+    from geopak.sweeps.trials import TRIAL_VARIABLE
 
     phase, trainer, task = training.phase, training.trainer, training.task
     # Last, so that a mistake above leaves no run open.
@@ -246,6 +248,11 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
         build.close_loggers(trainer)
 
     keeper = trainer.checkpoint_callback
+    if keeper.best_model_score is None:  # type: ignore[union-attr]
+        raise TrainingError(
+            "The training ended before an epoch was validated, so that none is the best: give it "
+            "more of trainer.max_steps or trainer.max_time."
+        )
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
     if build.was_pruned(trainer):
         raise TrialPrunedError(score, str(best), trainer.current_epoch)
@@ -260,6 +267,7 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
                 "best": best.name,
                 "epochs": trainer.current_epoch,
                 "overrides": shared_overrides(overrides),
+                "of_study": TRIAL_VARIABLE in os.environ,
             },
         )
     # Other ranks may look for this record as the parent of the next phase.
@@ -328,7 +336,7 @@ def main(cfg: DictConfig) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     from geopak import rerun
-    from geopak.runs import removed_if_unused
+    from geopak.runs import is_first_rank, removed_if_unused
     from geopak.sweeps.trials import Outcome, recorded, sweep_trial
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -345,8 +353,11 @@ def main(cfg: DictConfig) -> Any:
 
     with removed_if_unused(folder):
         start = sweep_trial(cfg, HydraConfig.get(), folder)
+        # What a finder proposes is no score, and other ranks have no record of their own.
+        if start is None or cfg.finder is not None or not is_first_rank():
+            return run().score
         # A run of a sweep leaves a record whatever comes of it, and ends no other.
-        return run().score if start is None else recorded(start, run, as_geopak_error)
+        return recorded(start, run, as_geopak_error)
 
 
 if __name__ == "__main__":

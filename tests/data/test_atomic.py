@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -96,3 +97,15 @@ def test_a_run_killed_between_the_renames_is_mended(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         fail_halfway(out)
     assert (out / "content").read_text() == "one"
+
+
+def test_a_record_is_replaced_whole_by_whoever_writes_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "record.json"
+    program = (
+        "import sys; from pathlib import Path; from geopak.data.atomic import write_json\n"
+        "for n in range(200): write_json(Path(sys.argv[1]), {'text': 'é' * 500, 'n': n})"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert json.loads(path.read_text("utf-8")) == {"text": "é" * 500, "n": 199}
+    assert [p.name for p in path.parent.iterdir()] == ["record.json"]

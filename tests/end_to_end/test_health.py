@@ -187,3 +187,14 @@ def test_a_model_without_a_gate_is_not_said_to_have_one_that_is_stuck(
     assert "gate is stuck" not in " ".join(outcome.text.split())
     (log,) = (home / "outputs/gateless/phase-0").glob("*/csv/metrics.csv")
     assert "health/gate_mean" not in pd.read_csv(log)
+
+
+def test_a_regression_is_not_warned_of_the_provinces_it_leaves_out(
+    home: Path, command: Command
+) -> None:
+    outcome = command(
+        "train", "phase=1", "name=plain", "experiment=ablation/regression_only", *TINY,
+        "data.feature_cache=false",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.text
+    assert "warning: epoch" not in outcome.text

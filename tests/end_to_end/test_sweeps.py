@@ -42,6 +42,13 @@ def test_a_run_that_fails_is_recorded_and_ends_no_other(home: Path, parent: str)
     failed = json.loads((Path(trials.loc[0, "folder"]) / "trial.json").read_text())
     assert "finite" in failed["error"]
     assert "<img" in (folder / "report.html").read_text()
+    # What failed before anything was trained is no reason not to compare the others.
+    folders = [str(path) for path in (home / "outputs/grid/phase-1").iterdir()]
+    compared = run_command(
+        "compare", *folders, "split=val", "unfinished=skip", "evaluate=true", "resamples=20",
+        'evaluate_with=["num_workers=0"]',
+    )  # fmt: skip
+    assert compared.status == 0, compared.text
     again = run_command("sweep", "name=grid")
     assert again.status == 0, again.text
     assert f"run {best['run']}, {best['score']:.4g}. Train it again" in again.text
@@ -89,8 +96,12 @@ def test_a_study_goes_on_where_it_stood(home: Path, parent: str, tmp_path: Path)
     assert trials["run"].tolist() == [0, 1, 2, 3]
     assert set(trials["state"]) <= {"complete", "pruned"}
     assert trials["phase.lr.heads"].nunique() == 4
-    third = run_command("train", *study, "hydra.sweeper.n_trials=4")
+    third = run_command("train", *study, "hydra.sweeper.n_trials=4", "resume_from=auto")
     assert "4 of 4 runs have ended" in third.text
+    # Which of its runs phase 2 is to start from is for its user to say.
+    later = run_command("train", "phase=2", "name=study", *TINY)
+    assert later.status == 2
+    assert "there is no finished run" in later.text
     other = run_command("train", *study, "hydra.sweeper.n_trials=5", "loss.province=0.3")
     assert other.status == 2
     assert "Give the new one a name" in other.text

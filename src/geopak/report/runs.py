@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from geopak.checkpoint import BEST_NAME, CHECKPOINT_FOLDER, read_checkpoint
+from geopak.checkpoint import BEST_NAME, CHECKPOINT_FOLDER, OWN_KEYS, read_checkpoint
 from geopak.errors import CheckpointError, ComparisonError
+from geopak.sweeps.trials import COMPLETE, read_trial
+from geopak.sweeps.trials import FILE_NAME as TRIAL_RECORD
 
 _NEEDED = ("group", "error_km", "predicted_province", "province", "latitude", "longitude", "id")
 # What runs of one variant may differ in.
 SEED_KEYS = ("seed", "name", "logger")
-# What a phase before may differ in without its weights being others.
-_HARMLESS = ("phase", "init_from", "resume_from", "hydra", "trainer", "logger", "callbacks")
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,8 @@ def find_runs(arguments: Sequence[str], split: str, skip_unfinished: bool) -> li
             if not paths:
                 raise ComparisonError(f"No run, checkpoint or report matches {argument}.")
         for path in map(Path, paths):
+            if _is_elsewhere(path):
+                continue
             run = _find(path, split)
             if run.folder is not None and run.checkpoint is None and run.report is None:
                 unfinished.append(path)
@@ -123,12 +124,22 @@ def find_runs(arguments: Sequence[str], split: str, skip_unfinished: bool) -> li
     return list(found.values())
 
 
+def _is_elsewhere(path: Path) -> bool:
+    """Whether a run of a sweep found its training done before, in another folder."""
+    record = path / TRIAL_RECORD
+    if not record.is_file() or (path / CHECKPOINT_FOLDER).is_dir():
+        return False
+    return read_trial(record).state == COMPLETE
+
+
 def _kind(path: Path) -> str | None:
     if path.suffix == ".ckpt" and path.is_file():
         return "checkpoint"
     if (path / "report.json").is_file():
         return "report"
-    if (path / "run.json").is_file() or (path / CHECKPOINT_FOLDER).is_dir():
+    # A run of a sweep that failed early has left its record alone.
+    has_record = (path / "run.json").is_file() or (path / TRIAL_RECORD).is_file()
+    if has_record or (path / CHECKPOINT_FOLDER).is_dir():
         return "run"
     return None
 
@@ -267,15 +278,17 @@ def _ancestors(folder: Path | None) -> tuple[tuple[str, ...], ...]:
         seen.add(folder)
         record = read_json(folder / "run.json")
         if len(seen) > 1:
-            typed = folder / ".hydra" / "overrides.yaml"
-            overrides = OmegaConf.load(typed) if typed.is_file() else record.get("overrides", ())
-            keys = {str(o): str(o).lstrip("+~").partition("=")[0] for o in overrides}
+            started = folder / "provenance.json"
+            # That of a rerun holds the overrides of the run that it repeats too.
+            typed = read_json(started) if started.is_file() else record
+            keys = {str(o): str(o).lstrip("+~").partition("=")[0] for o in typed["overrides"]}
             found.append(
                 tuple(
                     sorted(
                         override
                         for override, key in keys.items()
-                        if key not in _HARMLESS and key.partition(".")[0] not in _HARMLESS[1:]
+                        # What is a phase's own makes its weights, as phase.lr does.
+                        if key != "phase" and key.partition(".")[0] not in OWN_KEYS[1:]
                     )
                 )
             )

@@ -179,6 +179,7 @@ def _page(
                     "Measure the chosen run on it once, at the end.",
                     f"Train it again: {train}",
                     f"Measure it: {evaluate}",
+                    f"The next phase starts from it with init_from={best.checkpoint}",
                 ],
             )
         )

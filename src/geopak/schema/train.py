@@ -160,11 +160,14 @@ class TrainConfig:
 
     def _rhythm(self) -> Iterator[Problem]:
         trainer, every = self.trainer, self.callbacks.checkpoint_every_n_batches
-        if trainer.check_val_every_n_epoch > self.phase.epochs:
+        epochs, key = self.phase.epochs, "phase.epochs"
+        if trainer.max_epochs is not None and trainer.max_epochs < epochs:
+            epochs, key = trainer.max_epochs, "trainer.max_epochs"
+        if trainer.check_val_every_n_epoch > epochs:
             yield Problem(
                 "trainer.check_val_every_n_epoch",
                 f"trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch} is more than "
-                f"phase.epochs={self.phase.epochs}: no epoch would be validated, none could be "
+                f"{key}={epochs}: no epoch would be validated, none could be "
                 "the best",
             )
         if every is not None and every % trainer.accumulate_grad_batches:

@@ -237,7 +237,7 @@ class TrainerOptions:
         activation_checkpointing: see :mod:`geopak.models.activations`.
         max_epochs: the phase's epochs, if those are more; ``None``: no limit.
         limit_train_batches, limit_val_batches: batches of an epoch at the most, or a share of them.
-        max_steps, max_time, fast_dev_run,
+        max_steps, max_time,
             val_check_interval, gradient_clip_algorithm, detect_anomaly, profiler: of Lightning's
             ``Trainer``, where given.
     """
@@ -269,7 +269,6 @@ class TrainerOptions:
     limit_val_batches: Count | Annotated[float, Range(above=0, most=1)]
     max_steps: Annotated[int, Range(least=-1)] = -1
     max_time: str | None = None
-    fast_dev_run: bool | Natural = False
     val_check_interval: Count | Annotated[float, Range(above=0, most=1)] | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     detect_anomaly: bool = False

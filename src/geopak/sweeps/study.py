@@ -28,6 +28,8 @@ from geopak.sweeps.trials import FAILED, SWEEP_FOLDER, TRIAL_VARIABLE, Failed, P
 log = logging.getLogger(__name__)
 
 _LOST = "lost"
+# Keys that change nothing in what is searched.
+_NO_MATTER = ("hydra", "launcher", "trainer", "callbacks", "logger", "resume_from")
 
 
 class Study(OptunaSweeperImpl):
@@ -178,7 +180,7 @@ class Study(OptunaSweeperImpl):
             "fixed": {
                 name: str(value)
                 for name, value in sorted(fixed.items())
-                if not name.startswith(("hydra", "launcher", "trainer", "callbacks", "logger"))
+                if not name.startswith(_NO_MATTER)
             },
         }
         known = study.user_attrs.get("asked")

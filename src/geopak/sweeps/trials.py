@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from geopak.data.atomic import write_json
 from geopak.errors import SweepError, TrialPrunedError
 
 log = logging.getLogger(__name__)
@@ -65,12 +66,9 @@ class Trial:
     def write(self) -> Trial:
         """Replaces the record in the run's folder."""
         path = Path(self.folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = dataclasses.asdict(self)
         del record["folder"]
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(partial, path)
+        write_json(path, record)
         return self
 
 
@@ -210,7 +208,7 @@ def trials_of(run_root: Path, sweep: str) -> list[Trial]:
 def newest_trial(
     run_root: Path, phase: int, is_same: Callable[[Sequence[str]], bool]
 ) -> tuple[Trial, float] | None:
-    """The newest run of a phase in any sweep, of those with the same overrides, and its time.
+    """The newest run of a phase in any grid, of those with the same overrides, and its time.
 
     Args:
         run_root: ``outputs/<name>``.
@@ -219,7 +217,12 @@ def newest_trial(
     """
     paths = (run_root / f"phase-{phase}").glob(f"*/{FILE_NAME}")
     found = [(path.stat().st_mtime, read_trial(path)) for path in paths]
-    same = [(written, trial) for written, trial in found if is_same(trial.overrides)]
+    same = [
+        (written, trial)
+        for written, trial in found
+        # Which of a study's runs to go on with is said by what it found.
+        if trial.study_number is None and is_same(trial.overrides)
+    ]
     if not same:
         return None
     written, trial = max(same, key=lambda item: item[0])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geopak.checkpoint import run_folder
+from geopak.data.atomic import write_json
 from geopak.errors import CheckpointError, ConfigError
 from geopak.schema.monitoring import WandbOptions
 
@@ -119,9 +120,7 @@ class RunState:
     def write(self, folder: Path) -> None:
         """Replaces what the folder remembers, in one piece."""
         path = folder / STATE_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, asdict(self))
 
 
 def model_artifact_name(run_id: str) -> str:
