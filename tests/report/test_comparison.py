@@ -365,9 +365,10 @@ def test_phases_before_are_known_by_the_overrides_that_could_change_them(
     for child, parent in ((one, zero), (two, one)):
         record = {"parent": str(parent / "checkpoints/best.ckpt"), "overrides": ["seed=1", "y=2"]}
         (child / "run.json").write_text(json.dumps(record))
-    (zero / ".hydra").mkdir()
-    typed = "- phase=0\n- phase.epochs=3\n- seed=1\n- trainer=cpu\n- logger.kind=csv\n- +x=1\n"
-    (zero / ".hydra/overrides.yaml").write_text(typed)
+    # The last of a key counts, and what is a run's own (where it runs and logs) does not.
+    typed = ["phase=0", "phase.epochs=2", "seed=1", "trainer=cpu", "logger.kind=csv", "+x=1"]
+    started = {"overrides": [*typed, "phase.epochs=3"]}
+    (zero / "provenance.json").write_text(json.dumps(started))
     (run,) = read_runs(find_runs([str(two)], "test", False))
     assert run.ancestors == (("seed=1", "y=2"), ("+x=1", "phase.epochs=3", "seed=1"))
     assert run.variant_key() is not None

@@ -281,12 +281,13 @@ def _ancestors(folder: Path | None) -> tuple[tuple[str, ...], ...]:
             started = folder / "provenance.json"
             # That of a rerun holds the overrides of the run that it repeats too.
             typed = read_json(started) if started.is_file() else record
-            keys = {str(o): str(o).lstrip("+~").partition("=")[0] for o in typed["overrides"]}
+            # The last of a key counts.
+            keys = {str(o).lstrip("+~").partition("=")[0]: str(o) for o in typed["overrides"]}
             found.append(
                 tuple(
                     sorted(
                         override
-                        for override, key in keys.items()
+                        for key, override in keys.items()
                         # What is a phase's own makes its weights, as phase.lr does.
                         if key != "phase" and key.partition(".")[0] not in OWN_KEYS[1:]
                     )
