@@ -31,6 +31,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("geopak")
 
+# A loader whose worker has failed is waited for so many seconds, not PyTorch's five.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+
 IMAGE_SIZE = 32
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 # The sections of conf/model/*.yaml, small: a transformer of four blocks, a ResNet of 1, 1, 2, 2.

@@ -243,6 +243,7 @@ def test_two_ranks_of_32_have_the_gradient_of_one_of_64(
         torch.testing.assert_close(together[name], gradient, rtol=2e-4, atol=2e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_a_sharded_model_takes_the_steps_of_a_replicated_one(
     replicated: Observed, sharded: Observed
 ) -> None:
@@ -263,6 +264,7 @@ def test_a_sharded_model_takes_the_steps_of_a_replicated_one(
     )
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_predicts_and_goes_on(
     sharded: Observed, phases: dict[int, Path]
 ) -> None:
@@ -342,7 +344,7 @@ def stage_of_death(tmp_path: Path, home: Path) -> Iterator[Any]:
 SHORT = ["phase=0", *TINY, *TWO_RANKS, "phase.epochs=1", "data.batches_per_epoch=2"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_killed_while_another_does_not_wait_for_it_ends_the_run(
     stage_of_death: Any, victim: int
 ) -> None:

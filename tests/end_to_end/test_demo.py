@@ -124,6 +124,7 @@ def write_isles(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_demo_of_a_country_from_the_users_own_files(home: Path, tmp_path: Path) -> None:
     folder = write_isles(tmp_path)
     outcome = run_demo(f"--config-dir={folder}", "region=isles", num_photos=240)

@@ -132,6 +132,7 @@ def test_options_that_cannot_be_are_refused(
     assert message in outcome.text
 
 
+@pytest.mark.slow
 def test_evaluation_from_features_reports_the_same(
     home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_second_call_returns_the_result_without_training(
     assert modal_app.train_remotely.local([*ARGUMENTS, "name=cloud"], "one", 0) == first
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_finishes(home: Path) -> None:
     arguments = [*ARGUMENTS, "name=killed", "phase.epochs=8"]
     code = f"from geopak.modal_app import train_all; train_all({arguments!r}, 'r', 0)"
@@ -97,6 +98,7 @@ def test_a_run_that_was_killed_goes_on_and_finishes(home: Path) -> None:
     assert resumed[0] >= 1, "it began anew"
 
 
+@pytest.mark.slow
 def test_a_run_that_lacks_its_record_alone_gets_it(home: Path, first: dict[str, Any]) -> None:
     [run] = first["runs"]
     record = Path(run["folder"], "run.json")

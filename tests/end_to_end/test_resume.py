@@ -117,7 +117,14 @@ def checkpoint_of(command: list[str], fails_after: int | None = None) -> Path:
     return folder / "checkpoints/last.ckpt"
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "photos through workers",
+        "cached features",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("photos in memory", "shards")),
+    ],
+)
 def test_a_killed_run_goes_on_where_it_stood(parents: None, watched: Watched, source: str) -> None:
     command = ["train", *SMALL, *SOURCES[source], "phase.schedule=cosine"]
     whole = checkpoint_of(command)

@@ -85,6 +85,7 @@ def test_what_cannot_work_is_refused(home: Path, override: str, message: str) ->
     assert message in refused.text
 
 
+@pytest.mark.slow
 def test_evaluation_from_shards_gives_the_numbers_of_the_files(
     shards: Path, root: Path, phases: dict[int, Path], tmp_path: Path
 ) -> None:

@@ -75,7 +75,10 @@ def prepared(encoder: Encoder, name: str, checkpointed: bool) -> tuple[Encoder, 
 USES = [(False, 8), (True, 8), (False, 8), (False, 3), (True, 8), (False, 5), (False, 7), (True, 8)]
 
 
-@pytest.mark.parametrize(("name", "checkpointed"), [("semantic", False), ("scene", True)])
+@pytest.mark.parametrize(
+    ("name", "checkpointed"),
+    [pytest.param("semantic", False, marks=pytest.mark.slow), ("scene", True)],
+)
 def test_a_compiled_encoder_gives_the_same_and_is_compiled_a_few_times(
     request: pytest.FixtureRequest, without_code: None, name: str, checkpointed: bool
 ) -> None:

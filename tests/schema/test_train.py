@@ -48,7 +48,7 @@ from .refusals import refusal
          "phase 0 makes none"),
         ("trainer=cpu trainer.precision=16-mixed", "trainer.precision=16-mixed needs a GPU"),
         ("logger=wandb logger.mode=offlin", "(conf/logger/wandb.yaml). Did you mean 'offline'?"),
-        ("trainer.max_epochs=2 trainer.check_val_every_n_epoch=5", "trainer.max_epochs=2: no epoch"),
+        ("trainer.max_epochs=2 trainer.check_val_every_n_epoch=5", "max_epochs=2: no epoch"),
         ("phase.index=3", "phase.index=3: known phases are 0, 1, 2"),
         ("model.image_size=65", "is not a multiple of model.semantic.shape.patch_size=16"),
         ("model.semantic.shape.heads=7", "is not a multiple of model.semantic.shape.heads=7"),
