@@ -630,6 +630,17 @@ def build_dashboard(
     return [Dashboard(region, outlines, cfg.seed, last)]
 
 
+def _is_among_others() -> bool:
+    """Whether joblib does this run beside others: Lightning cannot start ranks from there."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    config = HydraConfig.instance().cfg
+    if config is None or config.hydra.mode != RunMode.MULTIRUN:
+        return False
+    return str(config.hydra.launcher._target_).endswith(".JoblibLauncher")
+
+
 def build_trainer(
     cfg: DictConfig, phase: Phase, folder: Path, resumed: Path | None = None
 ) -> L.Trainer:
@@ -694,6 +705,12 @@ def build_trainer(
             trainer = make("ddp")
     except (ValueError, TypeError) as error:
         raise ConfigError(f"Lightning refuses the trainer.* options: {error}") from error
+    if trainer.num_devices > 1 and _is_among_others():
+        raise ConfigError(
+            "launcher=joblib does runs at once on this machine, each in one process, but each is "
+            f"to train in {trainer.num_devices} (trainer.devices). Set trainer.devices=1, or leave "
+            "launcher out: runs then train one after the other."
+        )
     if compiles:
         check_compiler(trainer.strategy.root_device)
     return trainer

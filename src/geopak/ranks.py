@@ -8,13 +8,14 @@ the process that started it, and the heartbeats of all others.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -127,6 +128,41 @@ def average_statistics(module: nn.Module) -> None:
                 # Gloo has no mean.
                 dist.all_reduce(statistic)
                 statistic.div_(dist.get_world_size())
+
+
+# What Lightning leaves of a training in the environment of the process that started it.
+_LEFT = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def starts_other_ranks(environ: Mapping[str, str]) -> bool:
+    """Whether Lightning would start the other ranks from this process: nobody else has."""
+    others = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")
+    return not any(name in environ for name in others)
+
+
+@contextlib.contextmanager
+def started_with(overrides: Sequence[str]) -> Iterator[None]:
+    """Has Lightning start other ranks with these overrides, not with those of this process."""
+    typed = sys.argv
+    sys.argv = [typed[0], *overrides]
+    try:
+        yield
+    finally:
+        sys.argv = typed
+
+
+@contextlib.contextmanager
+def leaving_nothing_behind() -> Iterator[None]:
+    """Ends what Lightning leaves of a training, so that the next one gets ranks of its own."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in _LEFT:
+            if name not in before:
+                os.environ.pop(name, None)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def watch_parent() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,7 +202,7 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     """
     from geopak import build
     from geopak.checkpoint import CHECKPOINT_FOLDER
-    from geopak.ranks import watch_parent
+    from geopak.ranks import leaving_nothing_behind, starts_other_ranks, watch_parent
     from geopak.runs import held, is_first_rank
 
     watch_parent()
@@ -215,7 +216,8 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
                 "more leave resume_from out."
             )
         return TrainingResult(best, float(start.finished["score"]), start.folder, None)
-    with held(start.folder):
+    several = starts_other_ranks(os.environ)
+    with held(start.folder), leaving_nothing_behind() if several else contextlib.nullcontext():
         return fit(cfg, set_up(cfg, phase, start, overrides), overrides)
 
 
@@ -240,9 +242,10 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
     watch.start(trainer)
     try:
-        trainer.fit(
-            task, datamodule=training.datamodule, ckpt_path=training.resumed, weights_only=True
-        )
+        with as_single_run(training.folder):
+            trainer.fit(
+                task, datamodule=training.datamodule, ckpt_path=training.resumed, weights_only=True
+            )
     finally:
         watch.stop()
         build.close_loggers(trainer)
@@ -331,6 +334,29 @@ def print_summary(
     )
 
 
+@contextlib.contextmanager
+def as_single_run(folder: Path) -> Iterator[None]:
+    """In a multirun, has Lightning start other ranks of this run alone, in its folder.
+
+    It starts them with the command line of this process, which is that of all runs.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import flag_override
+
+    from geopak.ranks import started_with
+
+    config = HydraConfig.instance().cfg
+    if config is None or config.hydra.mode != RunMode.MULTIRUN:
+        yield
+        return
+    with flag_override(config.hydra, "readonly", False):
+        config.hydra.run.dir = str(folder)
+    # A study makes a multirun of what is not called one.
+    with started_with([*config.hydra.overrides.task, "hydra.mode=RUN"]):
+        yield
+
+
 @entry_point("train")
 def main(cfg: DictConfig) -> Any:
     from hydra.core.hydra_config import HydraConfig
@@ -352,12 +378,11 @@ def main(cfg: DictConfig) -> Any:
         return Outcome(result.score, result.checkpoint, epochs)
 
     with removed_if_unused(folder):
-        start = sweep_trial(cfg, HydraConfig.get(), folder)
         # What a finder proposes is no score, and other ranks have no record of their own.
-        if start is None or cfg.finder is not None or not is_first_rank():
-            return run().score
+        has_record = cfg.finder is None and is_first_rank()
+        start = sweep_trial(cfg, HydraConfig.get(), folder) if has_record else None
         # A run of a sweep leaves a record whatever comes of it, and ends no other.
-        return recorded(start, run, as_geopak_error)
+        return run().score if start is None else recorded(start, run, as_geopak_error)
 
 
 if __name__ == "__main__":

@@ -255,3 +255,47 @@ def test_runs_at_once_encode_once_and_wait_for_their_parents(home: Path, launche
     encoded = [int(n.replace(",", "")) for n in re.findall(r"encoded ([\d,]+) photos", printed)]
     split = pd.read_parquet(home / "data/synthetic/prepared/photos.parquet")["split"]
     assert sum(encoded) == split.isin(["train", "val"]).sum(), text
+
+
+RANKS = ["trainer.devices=2", "trainer.strategy=ddp", "data.feature_cache=false"]
+
+
+def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A training by itself, as ranks that Lightning starts repeat its command line."""
+    command = [sys.executable, "-m", "geopak.train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_run_of_a_multirun_has_ranks_of_its_own(home: Path) -> None:
+    outcome = command_line("-m", "phase=0,1", "seed=0,1", "name=ranks", *TINY, *RANKS)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    runs = runs_of(home, "ranks")
+    assert [(run.phase, run.state) for run in runs] == [(phase, COMPLETE) for phase in (0, 0, 1, 1)]
+    # Other ranks keep no folders or records.
+    assert len(list((home / "outputs/ranks").glob("phase-*/*"))) == 4
+    assert (outcome.stdout + outcome.stderr).count("× 2 devices") == 4
+    alone = command_line("phase=0", "seed=1", "name=ranks-alone", *TINY, *RANKS)
+    assert alone.returncode == 0, alone.stderr
+    (record,) = (home / "outputs/ranks-alone").glob("phase-0/*/run.json")
+    assert json.loads(record.read_text())["score"] == runs[1].score
+
+
+def test_a_study_asks_once_for_all_ranks(home: Path) -> None:
+    outcome = command_line(
+        "phase=0", "sweep=optuna_heads", "name=asked", *TINY, *RANKS, "hydra.sweeper.n_trials=2",
+        "~hydra.sweeper.params", "+hydra.sweeper.params={phase.lr.heads: 'interval(0.001, 0.002)'}",
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    trials = pd.read_csv(sweep_of(home, "asked") / "trials.csv")
+    assert trials["run"].tolist() == [0, 1]
+    assert (trials["state"] == "complete").all()
+
+
+def test_runs_at_once_have_one_process_each(home: Path) -> None:
+    outcome = command_line(
+        "-m", "phase=0", "seed=0,1", "launcher=joblib", "name=crowd", *TINY, *RANKS
+    )
+    assert outcome.returncode == 1
+    assert all(run.state == FAILED for run in runs_of(home, "crowd"))
+    assert "Set trainer.devices=1" in outcome.stdout + outcome.stderr
