@@ -635,10 +635,9 @@ def _is_among_others() -> bool:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    config = HydraConfig.instance().cfg
-    if config is None or config.hydra.mode != RunMode.MULTIRUN:
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
-    return str(config.hydra.launcher._target_).endswith(".JoblibLauncher")
+    return str(HydraConfig.get().launcher._target_).endswith(".JoblibLauncher")
 
 
 def build_trainer(

@@ -346,14 +346,14 @@ def as_single_run(folder: Path) -> Iterator[None]:
 
     from geopak.ranks import started_with
 
-    config = HydraConfig.instance().cfg
-    if config is None or config.hydra.mode != RunMode.MULTIRUN:
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         yield
         return
-    with flag_override(config.hydra, "readonly", False):
-        config.hydra.run.dir = str(folder)
+    config: Any = HydraConfig.get()
+    with flag_override(config, "readonly", False):
+        config.run.dir = str(folder)
     # A study makes a multirun of what is not called one.
-    with started_with([*config.hydra.overrides.task, "hydra.mode=RUN"]):
+    with started_with([*config.overrides.task, "hydra.mode=RUN"]):
         yield
 
 
