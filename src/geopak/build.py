@@ -123,6 +123,8 @@ def build_model(config: Mapping[str, Any], region: Region, cells: CellTable) -> 
         fusion=config["fusion"]["kind"],
         cell_heads=config["cell_heads"],
         offset_bound=config["offset"]["bound"],
+        offset_bounded=config["offset"]["bounded"],
+        auxiliary_output=config["auxiliary"]["output"],
     )
 
 

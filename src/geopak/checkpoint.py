@@ -314,16 +314,20 @@ def model_description(config: Mapping[str, Any]) -> dict[str, Any]:
         "fusion": {"kind": config["fusion"]["kind"]},
         "cell_heads": config["cell_heads"],
         "offset": config["offset"],
+        "auxiliary": config["auxiliary"],
     }
 
 
 def with_choices(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``model`` section with all its choices: older checkpoints carry none but the published."""
+    """A ``model`` section with all its choices: older checkpoints carry not all of them."""
+    semantic = config["semantic"]
     return {
         "cell_heads": "per_province",
         **config,
+        "semantic": {**semantic, "shape": {"class_token": "after_norm", **semantic["shape"]}},
         "fusion": {"kind": "gated", **config["fusion"]},
-        "offset": {"bound": "smooth", **config.get("offset", {})},
+        "offset": {"bound": "smooth", "bounded": "always", **config.get("offset", {})},
+        "auxiliary": {"output": "region", **config.get("auxiliary", {})},
     }
 
 

@@ -9,7 +9,7 @@ from geopak.cli import compose
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
 from geopak.metrics import GeolocationMetrics
-from geopak.models.decode import REGRESSION, RULES
+from geopak.models.decode import MEAN_OF_DEGREES, REGRESSION, RULES
 from geopak.models.geolocator import Geolocator
 from geopak.schema.loading import FEATURE_DTYPES
 from geopak.schema.training import (
@@ -101,7 +101,7 @@ def test_the_metrics_that_may_be_watched_are_those_that_validation_makes(region:
 
 
 def test_names_are_those_of_the_modules_that_act_on_them(model: Geolocator) -> None:
-    assert (*RULES, REGRESSION) == DECODING_RULES
+    assert (*RULES, MEAN_OF_DEGREES, REGRESSION) == DECODING_RULES
     assert tuple(model.groups()) == (*ENCODERS, *HEAD_GROUPS)
     assert sorted(TASKS) == [0, 1, 2]
     assert all(hasattr(torch, name) for name in FEATURE_DTYPES)

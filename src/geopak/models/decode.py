@@ -63,8 +63,18 @@ def _take(points_deg: Tensor, index: Tensor) -> Tensor:
 
 
 def decode_mean(points_deg: Tensor, probability: Tensor, within_km: float) -> Tensor:
-    """The published rule: the probability-weighted mean, taken on the sphere."""
+    """The probability-weighted mean, taken on the sphere."""
     return spherical_mean(points_deg, probability)
+
+
+def decode_mean_of_degrees(points_deg: Tensor, probability: Tensor, within_km: float) -> Tensor:
+    """The published rule as it was: the weighted mean of latitudes and of longitudes.
+
+    Some kilometres beside :func:`decode_mean` where hypotheses are hundreds apart, and wrong across
+    the antimeridian.
+    """
+    mean = (points_deg.double() * probability.double().unsqueeze(-1)).sum(-2)
+    return mean.to(points_deg.dtype)
 
 
 def decode_argmax(points_deg: Tensor, probability: Tensor, within_km: float) -> Tensor:
@@ -122,6 +132,8 @@ RULES: dict[str, Rule] = {
     "geometric_median": decode_geometric_median,
     "max_within_km": decode_max_within_km,
 }
+# Shown only where it is a model's own: it is there to predict what an imported one did.
+MEAN_OF_DEGREES = "mean_of_degrees"
 REGRESSION = "regression"
 
 
@@ -129,7 +141,7 @@ def compared_rules(own: str) -> list[str]:
     """The rules that an evaluation shows side by side, the model's own among them.
 
     Regression is shown only where it is the model's own: trained at a tenth of the total, the
-    auxiliary head is no answer of the others.
+    auxiliary head is no answer of the others. So is the mean of degrees.
     """
     return [*RULES, *({own} - RULES.keys())]
 
@@ -161,6 +173,8 @@ def decode(
     for rule in rules or (options.rule,):
         if rule == REGRESSION:
             place = output.aux_latlon_deg.float()
+        elif rule == MEAN_OF_DEGREES:
+            place = decode_mean_of_degrees(points, probability, options.within_km)
         else:
             place = RULES[rule](points, probability, options.within_km)
         center_km = haversine_km(place.unsqueeze(1), model.cell_center_deg)

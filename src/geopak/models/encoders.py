@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from geopak.errors import CheckpointError, ConfigError
+from geopak.errors import CheckpointError, ConfigError, nearest_name
 from geopak.schema.model import check_patches
 
 # Parts of a full CLIP checkpoint beside its visual tower.
@@ -34,6 +34,8 @@ _CLIP_TEXT_PARTS = (
     "context_length",
     "vocab_size",
 )
+# Where the class token of a vision transformer is taken.
+CLASS_TOKENS = ("after_norm", "before_norm")
 
 
 class Encoder(nn.Module):
@@ -146,7 +148,7 @@ def fused_attention() -> Iterator[None]:
 
 
 class SemanticEncoder(Encoder):
-    """CLIP vision transformer: the class token after the final LayerNorm, before projection.
+    """CLIP vision transformer: the class token before projection.
 
     Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021).
 
@@ -155,6 +157,11 @@ class SemanticEncoder(Encoder):
         patch_size, width, layers, heads, mlp_ratio: shape of the transformer.
         quick_gelu: the activation ``x·sigmoid(1.702x)`` that the OpenAI weights were trained with.
         mean, std: channel statistics of the pretraining.
+        class_token: taken ``after_norm``, the final LayerNorm, or ``before_norm``, as the published
+            model does; that LayerNorm is then no part of the encoder.
+
+    Raises:
+        ConfigError: a choice that there is not, or patches that do not fill the picture.
     """
 
     def __init__(
@@ -168,7 +175,13 @@ class SemanticEncoder(Encoder):
         mean: Sequence[float],
         std: Sequence[float],
         mlp_ratio: float = 4.0,
+        class_token: str = "after_norm",
     ) -> None:
+        if class_token not in CLASS_TOKENS:
+            raise ConfigError(
+                f"model.semantic.shape.class_token={class_token!r} is unknown."
+                f"{nearest_name(class_token, CLASS_TOKENS)} Known: {', '.join(CLASS_TOKENS)}."
+            )
         super().__init__(
             mean,
             std,
@@ -180,6 +193,7 @@ class SemanticEncoder(Encoder):
                 "heads": heads,
                 "quick_gelu": quick_gelu,
                 "mlp_ratio": mlp_ratio,
+                "class_token": class_token,
             },
         )
         check_patches(image_size, patch_size)
@@ -194,6 +208,9 @@ class SemanticEncoder(Encoder):
         )
         # Without the projection every parameter lies on the path to the embedding.
         self.visual.proj = None
+        self.normed = class_token == "after_norm"
+        if not self.normed:
+            self.visual.ln_post = nn.Identity()
         self.dim = width
 
     def encode(self, normalised: Tensor) -> Tensor:
@@ -209,7 +226,13 @@ class SemanticEncoder(Encoder):
         return [[block] for block in self.visual.transformer.resblocks]
 
     def top(self) -> list[nn.Module | nn.Parameter]:
-        return [self.visual.ln_post]
+        return [self.visual.ln_post] if self.normed else []
+
+    def load_pretrained(self, state: Mapping[str, Tensor], source: str) -> None:
+        """See :meth:`Encoder.load_pretrained`; a final LayerNorm that is not in use is left out."""
+        if not self.normed:
+            state = {k: v for k, v in state.items() if not k.startswith("ln_post.")}
+        super().load_pretrained(state, source)
 
     def body(self) -> nn.Module:
         return self.visual

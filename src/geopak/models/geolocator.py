@@ -24,13 +24,17 @@ from geopak.models.heads import (
     FlatHead,
     OffsetHead,
     ProvinceHead,
+    clamped_offset_deg,
 )
-from geopak.schema.model import HeadSizes
+from geopak.schema.model import HeadSizes, check_bounded
 from geopak.types import ModelOutput
 
 EMBEDDING_STD = 0.01
 CELL_HEADS = ("per_province", "flat")
 NO_OFFSET = "none"
+DEGREES = "degrees"
+BOUNDED = ("always", "training")
+AUXILIARY_OUTPUTS = ("region", DEGREES)
 
 
 class Geolocator(nn.Module):
@@ -46,8 +50,11 @@ class Geolocator(nn.Module):
         fusion: a kind of :data:`geopak.models.fusion.FUSED_ENCODERS`.
         cell_heads: ``per_province``: a province head, and a head for the cells of each province;
             ``flat``: one softmax over all cells, see :class:`geopak.models.heads.FlatHead`.
-        offset_bound: of :data:`geopak.models.heads.OFFSET_BOUNDS`, or ``none``: every position is
-            its cell's center.
+        offset_bound: of :data:`geopak.models.heads.OFFSET_BOUNDS`; ``degrees``: the offset is one
+            of latitude and longitude, see :func:`geopak.models.heads.clamped_offset_deg`; or
+            ``none``: every position is its cell's center.
+        offset_bounded: ``always``, or in ``training`` alone.
+        auxiliary_output: relative to the ``region``, or plain ``degrees``.
 
     Raises:
         ConfigError: a choice that there is not.
@@ -69,23 +76,29 @@ class Geolocator(nn.Module):
         fusion: str = "gated",
         cell_heads: str = "per_province",
         offset_bound: str = "smooth",
+        offset_bounded: str = "always",
+        auxiliary_output: str = "region",
     ) -> None:
         super().__init__()
         for key, choice, known in (
             ("model.fusion.kind", fusion, tuple(FUSED_ENCODERS)),
             ("model.cell_heads", cell_heads, CELL_HEADS),
-            ("model.offset.bound", offset_bound, (*OFFSET_BOUNDS, NO_OFFSET)),
+            ("model.offset.bound", offset_bound, (*OFFSET_BOUNDS, DEGREES, NO_OFFSET)),
+            ("model.offset.bounded", offset_bounded, BOUNDED),
+            ("model.auxiliary.output", auxiliary_output, AUXILIARY_OUTPUTS),
         ):
             if choice not in known:
                 raise ConfigError(
                     f"{key}={choice!r} is unknown.{nearest_name(str(choice), known)} "
                     f"Known: {', '.join(known)}."
                 )
+        check_bounded(offset_bound, offset_bounded)
         self.image_size = image_size
         self.semantic = semantic
         self.scene = scene
         self.fused_encoders = FUSED_ENCODERS[fusion]
         self.offset_bound = offset_bound
+        self.offset_bounded = offset_bounded
         projections = {
             name: Projection(encoder.dim, sizes.dim) if name in self.fused_encoders else None
             for name, encoder in (("semantic", semantic), ("scene", scene))
@@ -130,12 +143,13 @@ class Geolocator(nn.Module):
         center = torch.tensor(cells.center_latlon_deg, dtype=torch.float32)
         province = torch.tensor(cells.province_id)
         scale = torch.tensor([p.offset_scale for p in region.provinces])
+        plain = auxiliary_output == DEGREES
         self.auxiliary_head = AuxiliaryHead(
             sizes.dim,
             sizes.auxiliary_hidden,
-            center.mean(0),
+            torch.zeros(2) if plain else center.mean(0),
             # One degree at the least: a region of a single cell has no spread.
-            center.std(0, correction=0).clamp_min(1.0),
+            torch.ones(2) if plain else center.std(0, correction=0).clamp_min(1.0),
         )
         self.register_buffer("cell_center_deg", center)
         self.register_buffer("cell_province_id", province)
@@ -230,7 +244,9 @@ class Geolocator(nn.Module):
         return self.heads(self.embed(image, self.fused_encoders))
 
     def locate(self, fused: Tensor, cell_id: Tensor) -> Tensor:
-        """Coordinate within given cells: center + bounded offset.
+        """Coordinate within given cells: center + offset.
+
+        The offset is bounded in training, and at inference unless ``offset_bounded`` says else.
 
         Args:
             fused: (B, dim).
@@ -239,8 +255,9 @@ class Geolocator(nn.Module):
         Returns:
             (B, 2) or (B, K, 2) degrees.
         """
+        center = self.cell_center_deg[cell_id]
         if self.offset_bound == NO_OFFSET:
-            return self.cell_center_deg[cell_id]
+            return center
         if cell_id.dim() == 2:
             fused = fused.unsqueeze(1).expand(-1, cell_id.shape[1], -1)
         free = self.offset_head(
@@ -248,5 +265,10 @@ class Geolocator(nn.Module):
             self.cell_embedding(cell_id),
             self.province_embedding(self.cell_province_id[cell_id]),
         )
-        offset_km = OFFSET_BOUNDS[self.offset_bound](free, self.offset_bound_km[cell_id])
-        return move_km(self.cell_center_deg[cell_id], offset_km)
+        bound_km = self.offset_bound_km[cell_id]
+        bounded = self.training or self.offset_bounded != "training"
+        if self.offset_bound == DEGREES:
+            return center + (clamped_offset_deg(free, bound_km, center) if bounded else free)
+        if bounded:
+            return move_km(center, OFFSET_BOUNDS[self.offset_bound](free, bound_km))
+        return move_km(center, bound_km.unsqueeze(-1) * free)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 OUTPUT_STD = 0.01
 # Keeps an offset within its bound whatever the rounding.
 _INSIDE = 1 - 1e-6
+# The published model's kilometres of a degree of latitude, 0.2% fewer than there are.
+PUBLISHED_KM_PER_DEGREE = 111.0
 
 
 def _small_output(in_dim: int, out_dim: int) -> nn.Linear:
@@ -115,7 +117,8 @@ class FlatHead(nn.Module):
 class OffsetHead(nn.Module):
     """Position within a cell, from the image, the cell's and the province's embedding.
 
-    Returns a free vector; a function of :data:`OFFSET_BOUNDS` makes kilometres of it.
+    Returns a free vector; a function of :data:`OFFSET_BOUNDS` makes kilometres of it, and
+    :func:`clamped_offset_deg` takes it for degrees.
     """
 
     def __init__(
@@ -170,7 +173,7 @@ def bounded_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
 def clamped_offset_km(free: Tensor, bound_km: Tensor) -> Tensor:
     """Clamps the length of a free vector at the bound: bound · v / max(1, |v|).
 
-    The published bound. An offset beyond it gets no gradient along its length, so that it does not
+    An offset beyond it gets no gradient along its length, so that it does not
     learn to come back.
 
     Args:
@@ -191,12 +194,36 @@ OFFSET_BOUNDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def clamped_offset_deg(free: Tensor, bound_km: Tensor, center_deg: Tensor) -> Tensor:
+    """Clamps latitude and longitude of an offset in degrees, each by itself: the published bound.
+
+    The bound is ±bound/111 of latitude, and of longitude so much more as the meridians are closer
+    together at the cell's center: a box, whose corners are √2 times as far as the bound. The
+    gradient of what lies outside is zero.
+
+    Args:
+        free: (..., 2) degrees.
+        bound_km: (...) kilometres.
+        center_deg: (..., 2) degrees, latitude first.
+
+    Returns:
+        (..., 2) degrees.
+    """
+    free = free.to(torch.promote_types(free.dtype, bound_km.dtype))
+    north = bound_km / PUBLISHED_KM_PER_DEGREE
+    # At a pole every longitude is near.
+    east = north / torch.cos(torch.deg2rad(center_deg[..., 0])).clamp_min(1e-6)
+    bound = torch.stack((north, east), dim=-1)
+    return torch.maximum(torch.minimum(free, bound), -bound)
+
+
 class AuxiliaryHead(nn.Module):
     """(B, dim) -> (B, 2) degrees, centred and scaled so that it starts in the region.
 
     Args:
         dim, hidden_dim: widths.
-        center_deg, scale_deg: (2,) mean and spread of the region's cells, latitude first.
+        center_deg, scale_deg: (2,) mean and spread of the region's cells, latitude first; 0 and 1
+            for an output in plain degrees.
     """
 
     center_deg: Tensor

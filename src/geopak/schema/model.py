@@ -38,9 +38,34 @@ class FusionOptions:
 
 @dataclass(frozen=True)
 class OffsetOptions:
-    """How offsets stay within their cells; see :func:`geopak.models.heads.bounded_offset_km`."""
+    """What the offset head's output means and how it stays within the cell.
 
-    bound: Literal["smooth", "clamp", "none"]
+    Attributes:
+        bound: ``smooth``: kilometres, see :func:`geopak.models.heads.bounded_offset_km`; ``clamp``:
+            kilometres, cut at the bound; ``degrees``: added to the center's latitude and longitude,
+            each cut by itself, see :func:`geopak.models.heads.clamped_offset_deg`; ``none``: no
+            offset.
+        bounded: when it is bounded: ``always``, or in ``training`` alone, as in the published
+            model, whose predictions may lie outside their cells.
+    """
+
+    bound: Literal["smooth", "clamp", "degrees", "none"]
+    bounded: Literal["always", "training"]
+
+    def __post_init__(self) -> None:
+        check_bounded(self.bound, self.bounded)
+
+
+@dataclass(frozen=True)
+class AuxiliaryOptions:
+    """What the auxiliary head puts out.
+
+    Attributes:
+        output: ``region``: a position relative to the region's middle and extent; ``degrees``:
+            latitude and longitude themselves, so that a new head starts at 0, 0.
+    """
+
+    output: Literal["region", "degrees"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,7 @@ class SemanticShape:
     mean: Channels
     std: Deviations
     mlp_ratio: Positive = 4.0
+    class_token: Literal["after_norm", "before_norm"] = "after_norm"
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -133,6 +159,7 @@ class ModelOptions:
         fusion, sizes: of what is above them.
         cell_heads: one for every province, or a flat one over all cells.
         offset: within a cell.
+        auxiliary: the coordinate beside the hierarchy.
     """
 
     name: str
@@ -144,6 +171,7 @@ class ModelOptions:
     fusion: FusionOptions
     cell_heads: Literal["per_province", "flat"]
     offset: OffsetOptions
+    auxiliary: AuxiliaryOptions
     sizes: HeadSizes
 
     def __post_init__(self) -> None:
@@ -160,4 +188,17 @@ def check_patches(image_size: int, patch_size: int) -> None:
         raise ConfigError(
             f"model.image_size={image_size} is not a multiple of "
             f"model.semantic.shape.patch_size={patch_size}."
+        )
+
+
+def check_bounded(bound: str, bounded: str) -> None:
+    """Checks that an offset which is bounded in training alone has a bound that can be left out.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if bounded == "training" and bound not in ("clamp", "degrees"):
+        raise ConfigError(
+            f"model.offset.bounded=training is for model.offset.bound=clamp and degrees, not for "
+            f"{bound}. Set model.offset.bounded=always."
         )

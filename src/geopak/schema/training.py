@@ -20,7 +20,9 @@ HEAD_GROUPS = (
 )  # fmt: skip
 LOSS_TERMS = ("province", "cell", "offset", "auxiliary")
 # The last looks at no hypothesis: it is the auxiliary head's coordinate.
-DecodingRule = Literal["mean", "argmax", "geometric_median", "max_within_km", "regression"]
+DecodingRule = Literal[
+    "mean", "argmax", "geometric_median", "max_within_km", "mean_of_degrees", "regression"
+]
 DECODING_RULES: tuple[str, ...] = get_args(DecodingRule)
 # Distances that metrics ask for: which share of the photos is within?
 THRESHOLDS_KM: tuple[float, ...] = (1, 5, 25, 200, 750)
@@ -173,8 +175,9 @@ class DecodingOptions:
     """How hypotheses are chosen and made into a coordinate.
 
     Attributes:
-        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``; or ``regression``,
-            the auxiliary head's coordinate, which looks at no hypothesis.
+        rule: ``mean``, ``argmax``, ``geometric_median`` or ``max_within_km``; ``mean_of_degrees``,
+            the mean as the published model takes it, not on the sphere; or ``regression``, the
+            auxiliary head's coordinate, which looks at no hypothesis.
         top_provinces: provinces considered.
         top_cells: cells considered in each of them.
         within_km: radius of the rule ``max_within_km``.
