@@ -44,9 +44,9 @@ CONFIG_DIR = _CHECKOUT / "conf" if IN_CHECKOUT else PACKAGE_DIR / "conf"
 # them that name what is yet to be written.
 _INPUTS = {
     "images", "ckpt", "root", "prepared", "shards", "init_from", "resume_from", "checkpoint",
-    "baseline",
+    "baseline", "cells",
 }  # fmt: skip
-_OUTPUTS = {"map", "out", "name"}
+_OUTPUTS = {"map", "out", "name", "prepared_out"}
 
 
 def home() -> Path:

@@ -211,7 +211,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "split": cfg.split,
         "same set as training": same_set,
         "leaks": _leaks(prepared, cfg.split, same_set),
-    }
+    } | imported_context(trained)
     report = write_report(
         folder,
         evaluation,
@@ -226,6 +226,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
     log.info("report: %s", folder / "report.html")
     return report
+
+
+def imported_context(trained: Trained) -> dict[str, Any]:
+    """What a report says of a model that was imported; see :mod:`geopak.import_geopak`."""
+    facts = trained.config.get("imported")
+    if facts is None:
+        return {}
+    counts = "" if facts["counts"] else ", photos per cell unknown: baselines by cell mean little"
+    return {"imported from": f"{facts['checkpoint']} ({facts['checkpoint_sha256'][:12]}){counts}"}
 
 
 def _leaks(prepared: PreparedSet, split: str, same_set: bool) -> str:

@@ -287,7 +287,9 @@ class SceneEncoder(Encoder):
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a file: safetensors, a (nested) PyTorch state dict, or a TorchScript archive.
+    """Tensors of a file: safetensors, a PyTorch state dict, or a TorchScript archive.
+
+    A state dict may be in a training's checkpoint, as its ``state_dict`` or ``model_state_dict``.
 
     Nothing but tensors and plain containers is unpickled.
 
@@ -309,8 +311,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if type(error).__module__ not in ("pickle", "_pickle"):
             raise
         raise _unreadable(path, error) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    for name in ("state_dict", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise CheckpointError(f"{path} holds no state dict of tensors.")
     return {k.removeprefix("module."): v for k, v in loaded.items()}

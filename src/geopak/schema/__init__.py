@@ -23,6 +23,7 @@ _PLACES = {
     "workspace": ("commands", "WorkspaceConfig"),
     "sweep": ("commands", "SweepConfig"),
     "ablations": ("commands", "AblationsConfig"),
+    "import_geopak": ("commands", "ImportConfig"),
     "demo": ("commands", "DemoConfig"),
 }
 COMMANDS = tuple(_PLACES)

@@ -24,7 +24,7 @@ from geopak.schema.preparation import (
 )
 from geopak.schema.region import RegionOptions
 from geopak.schema.rendering import Landscape, PhotoSetConfig
-from geopak.schema.training import DecodingRule
+from geopak.schema.training import DecodingOptions, DecodingRule, Phase
 
 # Of PyTorch: cpu, cuda:1, or the number of a GPU.
 Device = str | Natural
@@ -34,6 +34,10 @@ Column = Literal[
     "captured_at", "url", "width", "height", "album",
 ]  # fmt: skip
 Columns = Mapping[Column, str | list[str] | None]
+# Of the table of cells that lies beside a published checkpoint.
+CellColumn = Literal[
+    "cell_id", "province", "province_id", "latitude", "longitude", "radius_km", "count"
+]
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,39 @@ class PredictConfig:
         """Everything that is well by itself, but not together."""
         if self.map and isinstance(self.images, list) and len(self.images) > 1:
             yield Problem("map", f"map= draws one photo, images= names {len(self.images)}")
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """``conf/import_geopak.yaml`` with its groups."""
+
+    paths: Paths
+    region: RegionOptions
+    model: ModelOptions
+    decoding: DecodingOptions
+    phase: Phase
+    checkpoint: str
+    cells: str
+    columns: Mapping[CellColumn, str | None]
+    prepared: str | None
+    prepared_out: str | None
+    out: str
+    overwrite: bool
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if (self.prepared is None) != (self.prepared_out is None):
+            yield Problem(
+                "prepared_out",
+                "prepared= and prepared_out= go together: a prepared set, and the folder for it "
+                "with the imported cells",
+            )
+        if self.model.cell_heads != "per_province" or self.model.fusion.kind != "gated":
+            yield Problem(
+                "model",
+                "the published architecture has model.cell_heads=per_province and "
+                "model.fusion.kind=gated",
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The checkpoints of the original project: their cells and weights as ours."""
