@@ -168,9 +168,7 @@ def _folded(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
-def _find_columns(
-    path: Path, names: list[str], wanted: Mapping[str, str | None]
-) -> dict[str, str]:
+def _find_columns(path: Path, names: list[str], wanted: Mapping[str, str | None]) -> dict[str, str]:
     """The file's column of each key of :data:`COLUMN_NAMES`, where it has one."""
     by_folded = {_folded(name): name for name in reversed(names)}
     found: dict[str, str] = {}
