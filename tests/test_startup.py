@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from geopak.options import plain
 
 COMMANDS = (
     "train", "evaluate", "compare", "predict", "prepare", "synthetic", "pretrain", "demo",
-    "workspace", "ablations",
+    "workspace", "ablations", "import_geopak",
 )  # fmt: skip
 HEAVY = (
     "torch", "torchvision", "lightning", "timm", "open_clip", "numpy", "scipy", "pandas", "pyarrow",
@@ -57,6 +58,19 @@ except SystemExit as stop:
     assert stop.code == 0
 """
     assert imported_by(code) == []
+
+
+def test_encoders_leave_alone_what_their_libraries_can_do_without() -> None:
+    # Installed here, as it is where others train text models: importing it takes seconds.
+    if find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    code = """
+import geopak.models.encoders
+from importlib.util import find_spec
+# Still to be had by whoever asks next.
+assert find_spec("transformers") and find_spec("wandb")
+"""
+    assert imported_by(code, ("transformers", "wandb")) == []
 
 
 def test_help_lists_the_groups_that_hydra_itself_would_list() -> None:

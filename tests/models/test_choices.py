@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from geopak.build import build_model
@@ -18,7 +20,7 @@ from geopak.geo.region import Region
 from geopak.models.decode import cell_rank, compared_rules, decode, joint_log_prob
 from geopak.models.fusion import FUSED_ENCODERS, ConcatFusion, MeanFusion
 from geopak.models.geolocator import Geolocator
-from geopak.models.heads import FlatHead, clamped_offset_km
+from geopak.models.heads import FlatHead, clamped_offset_deg, clamped_offset_km
 from geopak.schema.training import DecodingOptions
 from geopak.types import Batch, ModelOutput
 
@@ -29,11 +31,19 @@ MakeModel = Callable[..., Geolocator]
 @pytest.fixture
 def make_model(model_config: dict[str, Any], region: Region, cells: CellTable) -> MakeModel:
     def make(
-        kind: str = "gated", cell_heads: str = "per_province", bound: str = "smooth"
+        kind: str = "gated",
+        cell_heads: str = "per_province",
+        bound: str = "smooth",
+        bounded: str = "always",
+        token: str = "after_norm",
+        auxiliary: str = "region",
     ) -> Geolocator:
         torch.manual_seed(4)
-        config = {**model_config, "cell_heads": cell_heads, "offset": {"bound": bound}}
+        config = {**model_config, "cell_heads": cell_heads}
+        config["offset"] = {"bound": bound, "bounded": bounded}
         config["fusion"] = {"kind": kind, "gate_bias": -0.4}
+        config["semantic"]["shape"]["class_token"] = token
+        config["auxiliary"] = {"output": auxiliary}
         return build_model(config, region, cells).eval()
 
     return make
@@ -168,6 +178,119 @@ def test_the_clamp_gives_no_gradient_along_the_length_outside_and_none_that_is_n
     assert float(outside[1, 1]) == pytest.approx(5, rel=1e-4)
 
 
+degrees = st.floats(-3, 3, width=32)
+
+
+@given(degrees, degrees, st.floats(0, 400, width=32), st.floats(-89, 89, width=32))
+def test_degrees_are_cut_one_by_one(
+    north: float, east: float, bound_km: float, latitude: float
+) -> None:
+    free = torch.tensor([north, east], requires_grad=True)
+    center = torch.tensor([latitude, 70.0])
+    offset = clamped_offset_deg(free, torch.tensor(bound_km), center)
+    most = bound_km / 111
+    most_east = most / math.cos(math.radians(latitude))
+    for axis, (value, limit) in enumerate(((north, most), (east, most_east))):
+        expected = max(-limit, min(limit, value))
+        assert float(offset[axis].detach()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    offset.sum().backward()
+    assert free.grad is not None
+    for axis, (value, limit) in enumerate(((north, most), (east, most_east))):
+        if abs(abs(value) - limit) > 1e-3:
+            assert float(free.grad[axis]) == (abs(value) < limit)
+
+
+def test_degrees_are_cut_at_a_pole_too() -> None:
+    offset = clamped_offset_deg(
+        torch.tensor([2.0, -3.0]), torch.tensor(111.0), torch.tensor([90.0, 0.0])
+    )
+    assert offset.tolist() == [1, -3]
+
+
+@pytest.mark.parametrize("bound", ["clamp", "degrees"])
+@torch.no_grad()
+def test_bounded_in_training_alone_is_free_when_predicting(
+    make_model: MakeModel, bound: str
+) -> None:
+    always, model = make_model(bound=bound), make_model(bound=bound, bounded="training")
+    for each in (always, model):
+        each.offset_head.output.bias.copy_(torch.tensor([3.0, -2.0]))
+    fused, cell_id = torch.randn(44, 24), torch.arange(44)
+    within = always.locate(fused, cell_id)
+    assert not torch.allclose(model.locate(fused, cell_id), within)
+    # Of the model alone: dropout stays off.
+    always.training = model.training = True
+    assert torch.equal(model.locate(fused, cell_id), always.locate(fused, cell_id))
+    assert torch.equal(model.locate(fused, cell_id), within)
+    model.training = False
+    free = model.offset_head(
+        fused, model.cell_embedding(cell_id), model.province_embedding(model.cell_province_id)
+    )
+    place = model.locate(fused, cell_id)
+    if bound == "degrees":
+        assert torch.equal(place, model.cell_center_deg + free)
+    else:
+        moved_km = haversine_km(place, model.cell_center_deg)
+        expected = free.norm(dim=-1) * model.offset_bound_km
+        torch.testing.assert_close(moved_km, expected, atol=0.05, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_the_class_token_before_the_norm_becomes_the_one_after_it(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    after, before = make_model().semantic, make_model(token="before_norm").semantic
+    norm = after.body().ln_post
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    state = after.body().state_dict()
+    before.load_pretrained(state, "a file")
+    image = make_batch(3)["image"]
+    torch.testing.assert_close(norm(before(image)), after(image), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(before(image), after(image))
+    assert "ln_post.weight" not in before.body().state_dict()
+    assert before.fingerprint() != after.fingerprint()
+
+
+@torch.no_grad()
+def test_an_auxiliary_output_in_degrees_is_the_layers_own(make_model: MakeModel) -> None:
+    fused = torch.randn(4, 24)
+    plain = make_model(auxiliary="degrees").auxiliary_head
+    assert torch.equal(plain(fused), plain.layers(fused))
+    usual = make_model().auxiliary_head
+    assert not torch.allclose(usual(fused), usual.layers(fused))
+
+
+def test_every_parameter_of_the_published_choices_learns(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model = make_model(bound="degrees", bounded="training", token="before_norm").train()
+    batch = make_batch(8)
+    output = model(batch["image"])
+    place = model.locate(output.fused, batch["cell_id"])
+    total = haversine_km(place, batch["latlon_deg"]).mean() + output.cell_log_prob.square().mean()
+    total = total + output.province_logits.square().mean() + output.aux_latlon_deg.square().mean()
+    total.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_mean_of_degrees_is_that(
+    make_model: MakeModel, make_output: Callable[..., ModelOutput]
+) -> None:
+    model, options = make_model().eval(), DecodingOptions(rule="mean_of_degrees")
+    decoded = decode(model, make_output(6), options, compared_rules("mean_of_degrees"))
+    assert list(decoded) == [*compared_rules("mean"), "mean_of_degrees"]
+    main = decoded["mean_of_degrees"]
+    for i in range(6):
+        for axis in range(2):
+            expected = sum(
+                float(p) * float(place[axis])
+                for p, place in zip(main.probability[i], main.hypothesis_latlon_deg[i], strict=True)
+            )
+            assert float(main.latlon_deg[i, axis]) == pytest.approx(expected, abs=1e-4)
+
+
 @torch.no_grad()
 def test_without_offset_every_position_is_its_cells_center(make_model: MakeModel) -> None:
     model = make_model(bound="none")
@@ -206,6 +329,11 @@ def test_regression_answers_with_the_auxiliary_coordinate_and_only_where_asked(
         ({"kind": "meen"}, r"model\.fusion\.kind='meen'.*'mean'"),
         ({"cell_heads": "flatt"}, r"model\.cell_heads='flatt'.*'flat'"),
         ({"bound": "clam"}, r"model\.offset\.bound='clam'.*'clamp'"),
+        ({"bounded": "trainin"}, r"model\.offset\.bounded='trainin'.*'training'"),
+        ({"bounded": "training"}, r"for model\.offset\.bound=clamp and degrees, not for smooth"),
+        ({"bound": "none", "bounded": "training"}, "not for none"),
+        ({"token": "before"}, r"model\.semantic\.shape\.class_token='before'.*'before_norm'"),
+        ({"auxiliary": "degree"}, r"model\.auxiliary\.output='degree'.*'degrees'"),
     ],
 )
 def test_unknown_choices_are_refused_with_the_nearest(

@@ -21,6 +21,10 @@ from geopak.options import plain
 from geopak.published.cells import COLUMN_NAMES, read_cell_metadata
 from geopak.published.weights import arrange
 from tests.published.restatement import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     SMALL,
     Published,
     cell_metadata,
@@ -197,9 +201,27 @@ def test_a_trainings_checkpoint_and_ways_of_saving_are_understood(
     assert torch.equal(weights["model.fusion.gate.weight"], gate)
 
 
+def test_stored_channel_statistics_must_be_the_encoders(
+    published: Published, tmp_path: Path
+) -> None:
+    state = dict(published.state_dict())
+    state["encoder.clip_mean"] = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)
+    state["encoder.imagenet_std"] = torch.tensor(IMAGENET_STD)
+    run(tmp_path, state, cell_metadata(CELLS))
+    state["encoder.clip_mean"] = torch.tensor(IMAGENET_MEAN)
+    wanted = r"encoder\.clip_mean .*pass model\.semantic\.shape\.mean=\[0\.485,0\.456,0\.406\]"
+    with pytest.raises(CheckpointError, match=wanted):
+        run(tmp_path, state, cell_metadata(CELLS), "overwrite=true")
+    mended = ["overwrite=true", "model.semantic.shape.mean=[0.485,0.456,0.406]"]
+    run(tmp_path, state, cell_metadata(CELLS), *mended)
+    state["encoder.std"] = torch.tensor(CLIP_STD)
+    with pytest.raises(CheckpointError, match=r"encoder\.std is not what the scene encoder"):
+        run(tmp_path, state, cell_metadata(CELLS), *mended)
+
+
 def test_an_existing_checkpoint_is_kept_unless_asked(published: Published, tmp_path: Path) -> None:
     (tmp_path / "imported.ckpt").write_text("precious")
-    with pytest.raises(CheckpointError, match="is there already.*overwrite=true"):
+    with pytest.raises(CheckpointError, match=r"is there already.*overwrite=true"):
         run(tmp_path, published.state_dict(), cell_metadata(CELLS))
     assert (tmp_path / "imported.ckpt").read_text() == "precious"
     run(tmp_path, published.state_dict(), cell_metadata(CELLS), "overwrite=true")

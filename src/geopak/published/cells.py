@@ -251,8 +251,8 @@ def _provinces(
     if number is not None and (other := np.flatnonzero(number != by_name)).size:
         row = other[0]
         raise CheckpointError(
-            f"{path} line {_line(row)}: {names.iloc[row]} has {found['province_id']} {number[row]}, "
-            f"but is province {by_name[row]} of {region.title}. Provinces in the order of the file "
-            "make another region= of it."
+            f"{path} line {_line(row)}: {names.iloc[row]} has {found['province_id']} "
+            f"{number[row]}, but is province {by_name[row]} of {region.title}. Choose the region= "
+            "whose provinces are in the order of the file."
         )
     return by_name

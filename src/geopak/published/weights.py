@@ -144,7 +144,7 @@ def load_published(
     """
     ours = model.state_dict()
     found: dict[str, Tensor] = {}
-    used: set[str] = set(layout.buffers)
+    used = set(layout.buffers) | _check_statistics(model, state, source)
     missing: list[str] = []
     shapes: list[str] = []
     for name, own in ours.items():
@@ -194,6 +194,32 @@ def load_published(
         )
     model.load_state_dict(found)
     return unused
+
+
+def _check_statistics(model: Geolocator, state: Mapping[str, Tensor], source: str) -> set[str]:
+    """Compares the channel statistics that a checkpoint stores with the encoders' own.
+
+    Returns:
+        Their keys, which may be none.
+    """
+    checked: set[str] = set()
+    for key, value in state.items():
+        match = re.fullmatch(r"encoder\.(?:(\w*)_)?(mean|std)", key)
+        if match is None or value.numel() != 3:
+            continue
+        whose = (match[1] or "").casefold()
+        of_clip, of_scene = "clip" in whose, re.search("scene|places|resnet|imagenet", whose)
+        names = ["semantic"] if of_clip else ["scene"] if of_scene else ["semantic", "scene"]
+        for name in names:
+            own = getattr(model.get_submodule(name), match[2])
+            if not torch.allclose(own.flatten(), value.flatten().float(), atol=1e-4):
+                numbers = ",".join(f"{x:g}" for x in value.flatten().tolist())
+                raise CheckpointError(
+                    f"{source}: {key} is not what the {name} encoder normalises with: pass "
+                    f"model.{name}.shape.{match[2]}=[{numbers}]."
+                )
+        checked.add(key)
+    return checked
 
 
 def _listed(keys: list[str]) -> str:
