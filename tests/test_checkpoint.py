@@ -306,7 +306,8 @@ def test_a_checkpoint_of_before_there_were_choices_is_of_the_published_model(
 ) -> None:
     older = content["geopak"]["model"]
     older["fusion"] = {"gate_bias": -0.4}
-    del older["cell_heads"], older["offset"]
+    del older["cell_heads"], older["offset"], older["auxiliary"]
+    older["semantic"]["shape"].pop("class_token", None)
     torch.save(content, tmp_path / "older.ckpt")
     model = load_trained(tmp_path / "older.ckpt").model
     assert isinstance(model.fusion, GatedFusion)
@@ -316,9 +317,14 @@ def test_a_checkpoint_of_before_there_were_choices_is_of_the_published_model(
         **model_config,
         "fusion": {"kind": "gated", "gate_bias": 0.0},
         "cell_heads": "per_province",
-        "offset": {"bound": "smooth"},
+        "offset": {"bound": "smooth", "bounded": "always"},
+        "auxiliary": {"output": "region"},
     }
+    chosen["semantic"]["shape"]["class_token"] = "after_norm"
     read_matching(tmp_path / "older.ckpt", region, cells, chosen, expected_phase=1)
+    other = {**chosen, "auxiliary": {"output": "degrees"}}
+    with pytest.raises(CheckpointError, match="with another auxiliary"):
+        read_matching(tmp_path / "older.ckpt", region, cells, other, expected_phase=1)
 
 
 def test_where_the_encoders_came_from_does_not_make_another_model(

@@ -53,7 +53,10 @@ def test_every_shipped_option_composes_and_resolves(option: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))
 def test_every_command_composes(name: str) -> None:
-    needed = {"predict": ["images=photo.jpg"]}
+    needed = {
+        "predict": ["images=photo.jpg"],
+        "import_geopak": ["checkpoint=model.pth", "cells=cells.csv"],
+    }
     cfg = compose(name, needed.get(name, []))
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 

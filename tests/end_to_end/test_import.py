@@ -62,6 +62,25 @@ def test_it_is_evaluated_on_another_set_and_the_report_says_what_it_is(imported:
     assert len(predictions) > 10
 
 
+def test_a_report_says_that_photos_per_cell_are_not_known(imported: Path, home: Path) -> None:
+    alone = home / "outputs/alone/checkpoints/best.ckpt"
+    outcome = run_command(
+        "import_geopak",
+        f"checkpoint={home}/published/best_model.pth",
+        f"cells={home}/published/cell_metadata.csv",
+        *overrides(SMALL),
+        f"out={alone}",
+    )
+    assert outcome.status == 0, outcome.text
+    assert "no column of photos per cell" in outcome.text
+    outcome = _evaluate(alone, "other_set=true", "split=val")
+    assert outcome.status == 0, outcome.text
+    page = (alone.parents[1] / "report-val/report.html").read_text(encoding="utf-8")
+    assert "photos per cell unknown" in page
+    here = imported.parents[1] / "report-test/report.html"
+    assert "photos per cell unknown" not in here.read_text(encoding="utf-8")
+
+
 def test_it_predicts_from_the_command_line(imported: Path, home: Path) -> None:
     photo = next((home / "data/synthetic").rglob("*.jpg"))
     outcome = run_command("predict", f"images={photo}", f"ckpt={imported}")
