@@ -59,6 +59,26 @@ def collect(*arguments: str) -> str:
     return ran.text
 
 
+def number_of_queries(out: Path) -> int:
+    with sqlite3.connect(out / "ledger.sqlite") as ledger:
+        return ledger.execute("SELECT count(*) FROM queries").fetchone()[0]
+
+
+def test_a_folder_that_has_got_photos_is_asked_again(tmp_path):
+    photos, out = make_photos(tmp_path / "photos", 6), tmp_path / "out"
+    arguments = ["source=folder", f"source.root={photos}", f"out={out}"]
+    collect(*arguments)
+    assert len(table_of(out)) == 5
+    # Number 8 lies in Islamabad and has its position in the file.
+    more = make_photos(tmp_path / "more", 12) / "trip 0" / "é 0008.jpg"
+    (photos / "trip 0" / "new.jpg").write_bytes(more.read_bytes())
+    before = number_of_queries(out)
+    collect(*arguments)
+    assert number_of_queries(out) == before + 1
+    assert table_of(out)["province"].value_counts()["ICT"] == 2
+    assert len(table_of(out)) == 6
+
+
 @pytest.mark.parametrize("form", ["parquet", "imagefolder"])
 def test_what_was_collected_and_published_can_be_collected_again(tmp_path, monkeypatch, form):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -139,7 +139,8 @@ class Collector:
         """
         name, ledger = self.source.name, self.ledger
         remembered = f"begun {name} {begun_as}"
-        if ledger.meta(remembered) is None:
+        grows = getattr(self.source, "start_every_run", False)
+        if grows or ledger.meta(remembered) is None:
             ledger.begin(name, self.source.start())
             ledger.remember(remembered, "yes")
         if retry_failed:

@@ -136,7 +136,8 @@ class Source(Protocol):
     A class may also say what ``auto`` stands for in the configuration: ``rate_per_s``, a number of
     requests to its interface (1); ``quota``, requests a day by kind (none); ``licenses``, keys of
     :mod:`geopak.sources.licenses` that are kept, ``None`` for any (those that permit photos to be
-    passed on).
+    passed on). And ``start_every_run``: whether its first queries can be others in a later run
+    (no); those that are new are then asked.
     """
 
     name: str
@@ -144,7 +145,8 @@ class Source(Protocol):
     photo_hosts: tuple[str, ...]
 
     def start(self) -> Iterable[Query]:
-        """The first queries, in the order in which they are best asked; the same every time."""
+        """The first queries, in the order in which they are best asked; the same every time,
+        unless the class says otherwise."""
         ...
 
     async def ask(self, query: Query, client: Client) -> Answer:
