@@ -23,7 +23,7 @@ from geopak.options import plain
 
 COMMANDS = (
     "train", "evaluate", "compare", "predict", "prepare", "synthetic", "pretrain", "demo",
-    "workspace", "ablations", "publish",
+    "workspace", "ablations", "collect", "publish",
 )  # fmt: skip
 HEAVY = (
     "torch", "torchvision", "lightning", "timm", "open_clip", "numpy", "scipy", "pandas", "pyarrow",
