@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "geocells": ("--points", "90515"),
     "split": ("--points", "90515"),
+    "collect": (),
+    "yfcc_filter": (),
 }
 _FIELDS = ("name", "value", "limit", "ratio", "target", "holds")
 _LIBRARIES = ("torch", "lightning", "timm", "open_clip_torch", "simplejpeg", "pillow")

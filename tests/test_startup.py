@@ -24,7 +24,7 @@ from geopak.options import plain
 
 COMMANDS = (
     "train", "evaluate", "compare", "predict", "prepare", "synthetic", "pretrain", "demo",
-    "workspace", "ablations", "import_geopak",
+    "workspace", "ablations", "collect", "publish", "import_geopak",
 )  # fmt: skip
 HEAVY = (
     "torch", "torchvision", "lightning", "timm", "open_clip", "numpy", "scipy", "pandas", "pyarrow",

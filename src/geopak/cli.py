@@ -399,8 +399,10 @@ def _refusal(error: Exception) -> SystemExit:
     return SystemExit(2)
 
 
-def _with_rerun(config_name: str, arguments: list[str]) -> list[str]:
-    """The arguments, with what ``--rerun RUN_FOLDER`` stands for in its place."""
+def _with_own_options(config_name: str, arguments: list[str]) -> list[str]:
+    """The arguments, with what ``--rerun RUN_FOLDER`` and ``--dry-run`` stand for instead."""
+    if config_name == "collect":
+        return ["dry_run=true" if a == "--dry-run" else a for a in arguments]
     if config_name != "train" or not any(a.partition("=")[0] == "--rerun" for a in arguments):
         return arguments
     from geopak.rerun import hydra_arguments
@@ -446,7 +448,7 @@ def entry_point(
                 return None
             try:
                 arguments = name_positional(typed[1:], positional) if positional else typed[1:]
-                sys.argv = [*typed[:1], *quote_overrides(_with_rerun(config_name, arguments))]
+                sys.argv = [*typed[:1], *quote_overrides(_with_own_options(config_name, arguments))]
                 with composing(_purpose_of(sys.argv[1:]), config_name):
                     return run()
             except (GeopakError, HydraException) as error:

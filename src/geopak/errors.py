@@ -57,6 +57,28 @@ class TrialPrunedError(Exception):
         self.epochs = epochs
 
 
+class SourceError(GeopakError):
+    """A source of photos that cannot be asked, or whose files cannot be read."""
+
+
+class RefusedQueryError(SourceError):
+    """One query that a source refuses for good; others may well be answered."""
+
+
+class QuotaSpentError(SourceError):
+    """A day's requests of a kind are used up.
+
+    Args:
+        kind: of request.
+        until: when there are new ones, in the form that is shown.
+    """
+
+    def __init__(self, kind: str, until: str) -> None:
+        super().__init__(f"The quota of {kind!r} requests is used up until {until}.")
+        self.kind = kind
+        self.until = until
+
+
 class FeatureCacheError(GeopakError):
     """A feature cache that cannot be made or used: no room, no access, or values it cannot hold."""
 

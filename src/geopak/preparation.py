@@ -74,7 +74,7 @@ log = logging.getLogger(__name__)
 PHOTO_COLUMNS = (
     "id", "path", "latitude", "longitude", "province", "province_id", "label_province",
     "near_border", "cell_id", "urban", "split", "source", "license", "author", "captured_at", "url",
-    "width", "height", "album", "look", "phash", "sha256", "file", "line",
+    "width", "height", "album", "accuracy_km", "look", "phash", "sha256", "file", "line",
 )  # fmt: skip
 # What a set consists of: other columns can differ without making it another set.
 _IDENTITY = ("id", "path", "latitude", "longitude", "province_id", "cell_id", "split")

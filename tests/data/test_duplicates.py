@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from geopak.data import duplicates
@@ -53,6 +53,9 @@ def naive_components(num, pairs):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 32), st.booleans())
+# Bands of 128 and 86 bits.
+@example(1, 40, 1, True)
+@example(2, 40, 2, True)
 def test_look_alikes_agree_with_all_pairs(seed, num, max_bits, skew):
     bits = scattered(seed, num, skew)
     expected = all_pairs(bits, max_bits)

@@ -353,8 +353,24 @@ def test_a_folder_of_photos_with_gps(root):
     assert (only["id"], only["path"]) == ("a/with.jpg", "a/with.jpg")
     assert only["latitude"] == pytest.approx(25.123456, abs=1e-6)
     assert raw["longitude"][1] == "-67.5"
-    assert (only["author"], only["captured_at"]) == ("Aisha", "2021-05-03 10:11:12")
+    assert (only["author"], only["captured_at"]) == ("Aisha", "2021-05-03T10:11:12")
     assert (only["width"], only["height"]) == (20, 10)
+
+
+def test_a_folder_of_photos_whose_sidecars_have_the_position(root):
+    for file in root.rglob("*.jpg"):
+        file.unlink()
+    write_photo(root / "a" / "takeout.jpg")
+    place = {"latitude": 25.25, "longitude": 67.5}
+    told = {"photoTakenTime": {"timestamp": "1"}, "geoDataExif": place}
+    (root / "a" / "takeout.jpg.json").write_text(json.dumps(told))
+    write_photo(root / "a" / "apart.jpg", 34.5, 72.25)
+    (root / "a" / "apart.jpg.json").write_text(json.dumps(told))
+    raw = read_sources([], [root / "a"], root)
+    photos, rejected = validate(raw, root, REGION)
+    assert photos[["latitude", "longitude"]].to_numpy().tolist() == [[25.25, 67.5]]
+    assert rejected["reason"].to_list() == ["malformed_row"]
+    assert "takeout_camera 25.25, 67.5" in rejected["detail"].item()
 
 
 def test_a_folder_must_be_inside_the_root_and_hold_photos(root):

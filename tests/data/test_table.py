@@ -155,6 +155,25 @@ def test_decimals_are_those_of_the_more_exact_coordinate(root):
     assert "validation.min_decimals" in rejected["detail"].iloc[0]
 
 
+def test_a_coordinate_that_says_it_is_weak_is_rejected(root):
+    texts = ["0.01", "5", "5.001", "180", None, "somewhere", "-1", "inf", "nan", "1e9"]
+    raw = table(*(row(id=str(k), accuracy_km=text) for k, text in enumerate(texts)))
+    photos, rejected = validate(raw, root, REGION)
+    assert rejected["reason"].to_list() == ["inaccurate"] * 2
+    assert rejected["detail"].iloc[1].startswith("the coordinate is exact to 180 km, at most 5 are")
+    # What is no distance says nothing.
+    assert photos["id"].to_list() == ["0", "1", "4", "5", "6", "7", "8", "9"]
+    assert photos["accuracy_km"].fillna(-1).to_list() == [0.01, 5.0, -1, -1, -1, -1, -1, -1]
+    strict = validate(raw, root, REGION, ValidationSettings(max_accuracy_km=0.1))[0]
+    assert strict["id"].to_list() == ["0", "4", "5", "6", "7", "8", "9"]
+    every, none = validate(raw, root, REGION, ValidationSettings(max_accuracy_km=None))
+    assert len(every) == 10
+    assert none.empty
+    assert every["accuracy_km"].fillna(-1).to_list()[:4] == [0.01, 5.0, 5.001, 180.0]
+    without, _ = validate(table(row()), root, REGION)
+    assert without["accuracy_km"].isna().all()
+
+
 def test_a_coordinate_that_too_many_share(root):
     rows = [row(id=f"p{k}", longitude="67.10") for k in range(4)]
     rows += [row(id="p0", longitude="67.10"), row(id="other", longitude="67.11")]
@@ -185,7 +204,14 @@ def test_a_landmark_photographed_by_thousands_is_kept(root):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"min_decimals": -1}, {"min_decimals": 16}, {"max_photos_per_coordinate": 0}]
+    "wrong",
+    [
+        {"min_decimals": -1},
+        {"min_decimals": 16},
+        {"max_photos_per_coordinate": 0},
+        {"max_accuracy_km": 0},
+        {"max_accuracy_km": float("nan")},
+    ],
 )
 def test_settings_that_cannot_work(wrong):
     with pytest.raises(ConfigError, match=f"validation.{next(iter(wrong))} is"):

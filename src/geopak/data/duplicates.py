@@ -242,7 +242,10 @@ def find_look_alikes(hashes: NDArray[np.uint64], max_bits: int) -> LookAlikes:
     store = _PairStore(max(_PAIRS_ALWAYS, _PAIRS_PER_HASH * len(rows)))
     for bands in tables:
         key = np.zeros(len(rows), np.uint64)
-        for start, stop in bands:
+        # Where few bits may differ, bands are wider than a key has room for: a part of each will do.
+        most = (64 - len(rows).bit_length()) // len(bands)
+        for start, end in bands:
+            stop = min(end, start + most)
             key = (key << np.uint64(stop - start)) | _bit_range(words, start, stop)
         keyed = (key << row_bits) | np.arange(len(rows), dtype=np.uint64)
         keyed.sort()

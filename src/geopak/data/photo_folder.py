@@ -1,24 +1,25 @@
-"""Table rows out of a folder of photos, from the EXIF data of the files."""
+"""Table rows out of a folder of photos, from what the files and those beside them state."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pandas as pd
-from PIL import ExifTags, Image
 
+from geopak.data.photo_facts import (
+    IMAGE_SUFFIXES,
+    Beside,
+    Problem,
+    believed,
+    degrees_text,
+    read_facts,
+)
 from geopak.data.table import COLUMNS
-from geopak.errors import TableError
+from geopak.errors import PhotoError, TableError
 
-# With those that are not decoded here: such a file is rejected with a reason, not passed over.
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2",
-        ".heic", ".heif", ".dng",
-    }
-)  # fmt: skip
+# Stated positions that cannot be believed; a photo that states none is rejected for that later.
+_MALFORMED = frozenset({"positions_disagree", "datum_unknown"})
 
 
 def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
@@ -31,7 +32,8 @@ def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
     Returns:
         A row per image file in the order of their names, all columns of a photo table as nullable
         text; ``file``, the folder; ``line``, the number of the photo in it from 1; ``malformed``,
-        why a file gives no row, else missing. Coordinates are missing where a photo has no GPS.
+        why a file gives no row, else missing. Coordinates are missing where a photo states none;
+        see :mod:`geopak.data.photo_facts` for where they are looked for.
 
     Raises:
         TableError: the folder is missing, outside the root or holds no image file.
@@ -44,15 +46,16 @@ def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
             f"{folder} is not a folder inside the data root {root}. Name a folder inside root, or "
             "set root to a folder that holds all photos."
         )
-    files = sorted(
-        os.path.relpath(os.path.join(parent, name), root).replace(os.sep, "/")
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    )
+    files: dict[str, Beside] = {}
+    for parent, _, names in os.walk(folder):
+        beside = Beside(Path(parent), names)
+        for name in names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                path = os.path.relpath(os.path.join(parent, name), root)
+                files[path.replace(os.sep, "/")] = beside
     if not files:
         raise TableError(f"{folder} holds no image file ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    rows = [_row(root, relative) for relative in files]
+    rows = [_row(root, relative, files[relative]) for relative in sorted(files)]
     frame = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "malformed"]).astype("string")
     frame = frame.mask(frame == "")
     name = folder.relative_to(root).as_posix()
@@ -61,50 +64,26 @@ def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
     )[[*COLUMNS, "file", "line", "malformed"]]
 
 
-def _row(root: Path, relative: str) -> dict[str, str]:
+def _row(root: Path, relative: str, beside: Beside) -> dict[str, str]:
     written = relative.encode(errors="backslashreplace").decode()
     row = {"id": written, "path": written}
     if written != relative:
         row["malformed"] = f"the file name {written!r} is not UTF-8 text; rename the file"
         return row
     try:
-        return row | _exif_fields(root / relative)
-    except Exception as error:  # decoders raise whatever a broken file causes
-        kind = str(error).partition(" '")[0] or type(error).__name__
-        return row | {"malformed": f"{written!r} cannot be opened as an image: {kind}"}
-
-
-def _exif_fields(file: Path) -> dict[str, str]:
-    """Coordinates, time, author and size that an image file states; what it lacks is left out."""
-    with Image.open(file) as image:
-        fields = {"width": str(image.width), "height": str(image.height)}
-        exif = image.getexif()
-        gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
-        taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
-        author = exif.get(ExifTags.Base.Artist)
-    for name, value, positive, negative in (
-        ("latitude", ExifTags.GPS.GPSLatitude, "N", "S"),
-        ("longitude", ExifTags.GPS.GPSLongitude, "E", "W"),
-    ):
-        reference = _clean(gps.get(value - 1, positive)).upper()[:1]
-        try:
-            degrees, minutes, seconds = (float(part) for part in gps[value])
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            continue
-        sign = -1 if reference == negative else 1
-        text = f"{sign * (degrees + minutes / 60 + seconds / 3600):.7f}"
-        # Whole degrees or minutes must not look more precise than they are.
-        fields[name] = text.rstrip("0").rstrip(".")
-    if taken:
-        # 2021:05:03 10:11:12 -> 2021-05-03 10:11:12
-        fields["captured_at"] = re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", _clean(taken))
-    if author:
-        fields["author"] = _clean(author)
-    return fields
-
-
-def _clean(value: object) -> str:
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    text = str(value).encode(errors="replace").decode()
-    return text.replace("\0", " ").strip()
+        facts = read_facts(root / relative, beside)
+    except PhotoError as error:
+        return row | {"malformed": f"{written!r} cannot be opened as an image: {error}"}
+    row |= {"width": str(facts.width), "height": str(facts.height)}
+    place = believed(facts)
+    if not isinstance(place, Problem):
+        row["latitude"] = degrees_text(place.latitude)
+        row["longitude"] = degrees_text(place.longitude)
+        if place.accuracy_km is not None:
+            row["accuracy_km"] = str(place.accuracy_km)
+    elif place.reason in _MALFORMED:
+        row["malformed"] = f"the position of {written!r}: {place.detail}"
+    for column, value in (("captured_at", facts.captured_at), ("author", facts.author)):
+        if value:
+            row[column] = value
+    return row

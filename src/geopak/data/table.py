@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 REQUIRED_COLUMNS = ("id", "path", "latitude", "longitude")
 OPTIONAL_COLUMNS = (
     "province", "source", "license", "author", "captured_at", "url", "width", "height", "album",
+    "accuracy_km",
 )  # fmt: skip
 COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 ORIGIN_COLUMNS = ("file", "line")
@@ -39,6 +40,8 @@ SPLIT_TABLE_COLUMNS = ("id", "latitude", "longitude", "split")
 
 _PIXELS = ("width", "height")
 _MOST_PIXELS = 1_000_000
+# Half the way around the globe.
+_MOST_ACCURACY_KM = 20_100
 # A table whose every label is unknown needs no more examples than this.
 _MOST_HINTS = 10
 
@@ -69,7 +72,7 @@ def validate(
     A row gets the first reason that applies, in this order: ``malformed_row``, ``missing_id``,
     ``missing_path``, ``coordinate_missing``, ``coordinate_not_a_number``,
     ``coordinates_swapped``, ``coordinate_out_of_range``, ``coordinates_zero``,
-    ``too_few_decimals``, ``path_outside_root``, ``file_missing``,
+    ``too_few_decimals``, ``inaccurate``, ``path_outside_root``, ``file_missing``,
     ``duplicate_id``, ``coordinate_shared``.
 
     Args:
@@ -82,9 +85,9 @@ def validate(
         The photos: ``id, path`` text (path normalised, forward slashes), ``latitude, longitude``
         float64 degrees, ``label_province`` the display name or missing, the other optional
         columns (``width, height`` missing where the table has no whole number of pixels; the
-        files are measured later) and ``coordinate_decimals`` (Int8), the decimals of the more
-        exact of both coordinates; and the rejections: ``reason, detail``. Both are indexed by the
-        row of ``raw``.
+        files are measured later; ``accuracy_km`` Float64, missing where it is no number) and
+        ``coordinate_decimals`` (Int8), the decimals of the more exact of both coordinates;
+        and the rejections: ``reason, detail``. Both are indexed by the row of ``raw``.
     """
     settings = settings or ValidationSettings()
     raw_schema().validate(raw)
@@ -109,6 +112,17 @@ def validate(
             "(validation.min_decimals)"
         ),
     )
+    accuracy_km = coordinates.degrees(raw["accuracy_km"])
+    accuracy_km[~((accuracy_km >= 0) & (accuracy_km <= _MOST_ACCURACY_KM))] = np.nan
+    if settings.max_accuracy_km is not None:
+        reasons.add(
+            accuracy_km > settings.max_accuracy_km,
+            "inaccurate",
+            lambda rows: (
+                "the coordinate is exact to " + rows["accuracy_km"] + " km, at most "
+                f"{settings.max_accuracy_km:g} are believed (validation.max_accuracy_km)"
+            ),
+        )
     labels = _named_labels(raw, region)
     path = _check_paths(raw, root, reasons)
 
@@ -151,6 +165,10 @@ def validate(
     for column in OPTIONAL_COLUMNS:
         if column in _PIXELS:
             photos[column] = _pixels(raw.loc[kept, column])
+        elif column == "accuracy_km":
+            known = np.isfinite(accuracy_km[kept])
+            photos[column] = pd.array(np.where(known, accuracy_km[kept], 0.0), "Float64")
+            photos.loc[~known, column] = pd.NA
         elif column != "province":
             photos[column] = raw.loc[kept, column]
     photos["coordinate_decimals"] = pd.array(decimals[kept], "Int8")
@@ -308,7 +326,7 @@ def photo_schema() -> Any:
     text = {
         name: column("string", nullable=True)
         for name in ("label_province", *OPTIONAL_COLUMNS)
-        if name not in (*_PIXELS, "province")
+        if name not in (*_PIXELS, "province", "accuracy_km")
     }
     pixels = {
         name: column("Int64", check.in_range(1, _MOST_PIXELS), nullable=True) for name in _PIXELS
@@ -320,6 +338,7 @@ def photo_schema() -> Any:
             **_degrees_columns(),
             **text,
             **pixels,
+            "accuracy_km": column("Float64", check.in_range(0, _MOST_ACCURACY_KM), nullable=True),
             "coordinate_decimals": column("Int8", check.in_range(0, 99)),
         },
         index=pa_schema.Index("int64", unique=True),

@@ -14,6 +14,8 @@ _PLACES = {
     "evaluate": ("commands", "EvaluateConfig"),
     "predict": ("commands", "PredictConfig"),
     "prepare": ("commands", "PrepareConfig"),
+    "collect": ("collecting", "CollectConfig"),
+    "publish": ("publishing", "PublishConfig"),
     "doctor": ("commands", "DoctorConfig"),
     "leaks": ("commands", "LeaksConfig"),
     "shards": ("commands", "ShardsConfig"),

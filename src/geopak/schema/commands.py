@@ -31,7 +31,7 @@ Device = str | Natural
 # Rows of a photo table have these columns, under one of some names.
 Column = Literal[
     "id", "path", "latitude", "longitude", "province", "source", "license", "author",
-    "captured_at", "url", "width", "height", "album",
+    "captured_at", "url", "width", "height", "album", "accuracy_km",
 ]  # fmt: skip
 Columns = Mapping[Column, str | list[str] | None]
 # Of the table of cells that lies beside a published checkpoint.

@@ -21,10 +21,14 @@ class ValidationSettings:
         max_photos_per_coordinate: most unrelated photos (of different authors or days) at one and
             the same coordinate; more of them were given the coordinate of a place name, not taken
             there. ``None``: any number.
+        max_accuracy_km: rows whose ``accuracy_km`` is more are rejected; those that tell none are
+            not. The default is the radius of the largest urban cell: a coordinate that is less
+            exact may lie in the next cell. ``None``: any.
     """
 
     min_decimals: int = 2
     max_photos_per_coordinate: int | None = 30
+    max_accuracy_km: float | None = 5.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_decimals <= 15:
@@ -36,6 +40,11 @@ class ValidationSettings:
             raise ConfigError(
                 f"validation.max_photos_per_coordinate is {limit}; it must be at least 1, or null "
                 "for no limit."
+            )
+        if self.max_accuracy_km is not None and not self.max_accuracy_km > 0:
+            raise ConfigError(
+                f"validation.max_accuracy_km is {self.max_accuracy_km}; it must be more than 0, or "
+                "null for no limit."
             )
 
 

@@ -1,0 +1,1 @@
+"""Where photos come from: sources, what they are asked, and the ledger of what they answered."""

@@ -1,0 +1,494 @@
+"""Requests over HTTP: paced, counted, repeated, guarded, and without secrets in any text."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import email.utils
+import json
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import quote, quote_plus, urljoin
+
+import httpx
+import tenacity
+
+from geopak import __version__
+from geopak.errors import RefusedQueryError, SourceError
+from geopak.sources.addresses import SafeTransport, check_url
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+USER_AGENT = f"geopak/{__version__} (photo collection for research)"
+# Answers that are another one a moment later; all else is final.
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NO_ANSWER = (httpx.ConnectError, httpx.ConnectTimeout)
+_LONGEST_JSON = 256 * 1024 * 1024
+# httpx logs whole URLs, httpcore headers, and both may hold keys.
+_LOGGERS = (
+    "httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy",
+    "httpcore.socks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How a server is treated.
+
+    Attributes:
+        rate_per_s: requests a second, attempts included.
+        concurrency: most requests at a time.
+        retries: further attempts after the first.
+        timeout_s: of connecting, and of each wait for data.
+        backoff_s: the first pause before a further attempt is up to this, each next up to twice.
+        longest_pause_s: a pause is never longer, unless ``Retry-After`` says so.
+        longest_retry_after_s: a ``Retry-After`` beyond this is a failed attempt.
+        outage_s: a host that does not answer at all is tried again for so long, whatever
+            ``retries`` says: one's own network may be down.
+        max_redirects: followed by hand, each checked.
+    """
+
+    rate_per_s: float = 1.0
+    concurrency: int = 4
+    retries: int = 5
+    timeout_s: float = 30.0
+    backoff_s: float = 1.0
+    longest_pause_s: float = 60.0
+    longest_retry_after_s: float = 3600.0
+    outage_s: float = 3600.0
+    max_redirects: int = 5
+
+
+class UnavailableError(httpx.HTTPError):
+    """A server that gave no usable answer in all attempts.
+
+    Attributes:
+        status: of the last answer; ``None``: there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TooLargeError(SourceError):
+    """A file that is larger than is wanted."""
+
+
+class DeniedError(SourceError):
+    """401 or 403: nothing of this kind will be answered.
+
+    Attributes:
+        status: of the answer.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RefusedStatusError(RefusedQueryError):
+    """Another final status, such as 404.
+
+    Attributes:
+        status: of the answer.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TryAgainError(Exception):
+    """An attempt that failed in a way that the next one need not."""
+
+    def __init__(
+        self,
+        text: str,
+        status: int | None = None,
+        wait_s: float | None = None,
+        answered: bool = True,
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.wait_s = wait_s
+        self.answered = answered
+
+
+class QuotaCounter(Protocol):
+    """Counts requests before they are sent."""
+
+    async def take(self, kind: str) -> None:
+        """Counts one; waits for the next day, or raises a QuotaSpentError, where none is left."""
+        ...
+
+
+class Pace:
+    """Lets requests go at even intervals, at most ``rate_per_s``; a late one is not caught up.
+
+    Over any stretch of ``t`` seconds at most ``1 + t · rate`` requests go, plus what half an
+    interval of lateness allows.
+
+    Args:
+        rate_per_s: requests a second.
+    """
+
+    def __init__(self, rate_per_s: float) -> None:
+        self._interval = 1 / rate_per_s
+        self._next = 0.0
+        self._not_before = 0.0
+
+    async def turn(self) -> None:
+        """Returns when it is this request's turn."""
+        while True:
+            now = time.monotonic()
+            # Timers wake late; without this slack every interval would be a little longer.
+            slot = max(self._next, now - self._interval / 2)
+            if self._not_before > max(slot, now):
+                await asyncio.sleep(self._not_before - now)
+                continue
+            self._next = slot + self._interval
+            break
+        if slot > now:
+            await asyncio.sleep(slot - now)
+
+    def hold(self, seconds: float) -> None:
+        """Lets nothing go for so long."""
+        self._not_before = max(self._not_before, time.monotonic() + seconds)
+
+
+class Redaction:
+    """Takes secrets out of texts."""
+
+    def __init__(self) -> None:
+        self._secrets: set[str] = set()
+
+    def learn(self, *sections: Mapping[str, str] | None) -> None:
+        """Remembers values that no text may show, in the forms that they have in URLs too."""
+        for section in sections:
+            for value in (section or {}).values():
+                # 'Bearer' and the like stand before a key.
+                for part in {value, *value.split()}:
+                    if len(part) >= 4 and part.lower() not in ("bearer", "basic", "token"):
+                        self._secrets |= {part, quote(part, safe=""), quote_plus(part)}
+
+    def __call__(self, text: str) -> str:
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
+
+
+def retry_after_s(headers: Mapping[str, str], now: datetime.datetime | None = None) -> float | None:
+    """Seconds that a ``Retry-After`` header asks for (RFC 9110: seconds or a date)."""
+    text = headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        return seconds if 0 <= seconds < 1e9 else None
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=datetime.UTC)
+    now = now or datetime.datetime.now(datetime.UTC)
+    return max(0.0, (date - now).total_seconds())
+
+
+class HttpClient:
+    """The collector's :class:`geopak.sources.client.Client`.
+
+    Args:
+        hosts: that requests may go to.
+        manners: towards them.
+        quota: counts every attempt before it is sent; ``None``: nothing is counted.
+        user_agent: says who asks; with an address to write to, if there is one.
+        allow_private: permit private addresses, for tests and intranets.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        manners: Manners | None = None,
+        *,
+        quota: QuotaCounter | None = None,
+        user_agent: str = USER_AGENT,
+        allow_private: bool = False,
+    ) -> None:
+        for name in _LOGGERS:
+            logging.getLogger(name).disabled = True
+        self.hosts = tuple(hosts)
+        self.manners = manners or Manners()
+        self.pace = Pace(self.manners.rate_per_s)
+        self.redact = Redaction()
+        self.sent = 0
+        self._quota = quota
+        self._allow_private = allow_private
+        self._places = asyncio.Semaphore(self.manners.concurrency)
+        self._http = httpx.AsyncClient(
+            transport=SafeTransport(self.manners.concurrency, allow_private),
+            timeout=self.manners.timeout_s,
+            headers={"User-Agent": user_agent},
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> HttpClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def get_json(
+        self,
+        url: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        kind: str = "request",
+        secrets: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        secret_headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """See :meth:`geopak.sources.client.Client.get_json`."""
+        self.redact.learn(secrets, secret_headers)
+        request = _Request(
+            "GET", url, kind, dict(params or {}), dict(secrets or {}), dict(headers or {}),
+            dict(secret_headers or {}),
+        )  # fmt: skip
+        return await self._json(request)
+
+    async def post_json(
+        self,
+        url: str,
+        body: Any,
+        *,
+        kind: str = "request",
+        headers: Mapping[str, str] | None = None,
+        secret_headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """See :meth:`geopak.sources.client.Client.post_json`."""
+        self.redact.learn(secret_headers)
+        request = _Request(
+            "POST", url, kind, {}, {}, dict(headers or {}), dict(secret_headers or {}),
+            json.dumps(body, ensure_ascii=False).encode(),
+        )  # fmt: skip
+        return await self._json(request)
+
+    @asynccontextmanager
+    async def stream(
+        self, url: str, *, kind: str = "request", headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """See :meth:`geopak.sources.client.Client.stream`."""
+        request = _Request("GET", url, kind, {}, {}, dict(headers or {}), {})
+        opened = contextlib.AsyncExitStack()
+
+        async def open_it() -> httpx.Response:
+            return await opened.enter_async_context(self._answer(request))
+
+        broken: TryAgainError | None = None
+        try:
+            # The place among the requests at a time is kept until the stream is closed.
+            async with opened:
+                yield await self.attempts(open_it)
+        except TryAgainError as error:
+            broken = error
+        if broken:
+            raise UnavailableError(str(broken), broken.status)
+
+    async def _json(self, request: _Request) -> Any:
+        async def once() -> Any:
+            async with self._answer(request) as response:
+                body = bytearray()
+                async for piece in response.aiter_bytes():
+                    body += piece
+                    if len(body) > _LONGEST_JSON:
+                        raise SourceError(f"{response.url.host} sent an endless answer.")
+                try:
+                    return json.loads(bytes(body))
+                except ValueError:
+                    start = self.redact(bytes(body[:80]).decode("utf-8", "replace"))
+                    raise TryAgainError(f"no JSON but {start!r}", response.status_code) from None
+
+        return await self.attempts(once)
+
+    async def get_file(
+        self,
+        url: str,
+        *,
+        max_bytes: int,
+        use: Callable[[bytes], Awaitable[T]],
+        kind: str = "download",
+    ) -> T:
+        """Reads a file, and hands it on.
+
+        Args:
+            url: of the file.
+            max_bytes: most that it may have; the reading is broken off there.
+            use: of the file, to what is returned; a :class:`TryAgainError` of it is one more failed
+                attempt.
+            kind: of request.
+
+        Raises:
+            TooLargeError: it has more.
+            UnavailableError: all attempts failed.
+            SourceError: it is refused, or leads to where it may not.
+        """
+        # What is small when packed may be endless when unpacked.
+        request = _Request("GET", url, kind, {}, {}, {"Accept-Encoding": "identity"}, {})
+
+        async def once() -> T:
+            async with self._answer(request) as response:
+                told = response.headers.get("content-length", "")
+                if told.isdigit() and int(told) > max_bytes:
+                    raise TooLargeError(f"{int(told):,} bytes, more than {max_bytes:,}.")
+                body = bytearray()
+                async for piece in response.aiter_bytes():
+                    body += piece
+                    if len(body) > max_bytes:
+                        raise TooLargeError(f"More than {max_bytes:,} bytes.")
+            return await use(bytes(body))
+
+        return cast(T, await self.attempts(once))
+
+    async def attempts(self, once: Callable[[], Awaitable[Any]]) -> Any:
+        """Calls a function until it succeeds.
+
+        Args:
+            once: an attempt; what ends in a transport error or a passing refusal is repeated.
+
+        Raises:
+            UnavailableError: all attempts failed.
+            SourceError: as the function does.
+        """
+        manners, counted, began = self.manners, 0, time.monotonic()
+
+        def is_enough(state: tenacity.RetryCallState) -> bool:
+            nonlocal counted
+            error = state.outcome.exception() if state.outcome else None
+            assert isinstance(error, TryAgainError)
+            if not error.answered and time.monotonic() - began < manners.outage_s:
+                return False
+            counted += 1
+            too_long = (error.wait_s or 0) > manners.longest_retry_after_s
+            return counted > manners.retries or too_long
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            assert isinstance(error, TryAgainError)
+            # Drawn from 0 up: those that were refused together do not come back together.
+            grown = manners.backoff_s * 2.0 ** min(state.attempt_number - 1, 30)
+            drawn = random.uniform(0, min(grown, manners.longest_pause_s))
+            log.debug("again after %s", error)
+            return drawn if error.wait_s is None else error.wait_s + 0.1 * drawn
+
+        failed: TryAgainError | None = None
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                stop=is_enough, wait=pause, retry=tenacity.retry_if_exception_type(TryAgainError),
+                reraise=True,
+            ):  # fmt: skip
+                with attempt:
+                    return await once()
+        except TryAgainError as error:
+            failed = error
+        # Outside the handler: the error must not drag along one that knows the whole URL.
+        assert failed is not None
+        raise UnavailableError(str(failed), failed.status)
+
+    @asynccontextmanager
+    async def _answer(self, request: _Request) -> AsyncIterator[httpx.Response]:
+        """One attempt: an open answer with status 200 or 206.
+
+        Raises:
+            TryAgainError: a failure that may pass.
+            SourceError: one that does not.
+        """
+        url, headers = request.url, {**request.headers, **request.secret_headers}
+        params: dict[str, Any] = {**request.params, **request.secrets}
+        for _ in range(self.manners.max_redirects + 1):
+            host = check_url(url, self.hosts, self._allow_private)
+            async with self._send(request, url, params, headers, host) as response:
+                if response.status_code not in _REDIRECTS:
+                    await self._check_status(response, host)
+                    yield response
+                    return
+                target = urljoin(url, response.headers.get("location", ""))
+                if check_url(target, self.hosts, self._allow_private) != host:
+                    # Keys are for the host that they were made for.
+                    headers = dict(request.headers)
+                url, params = target, {}
+        raise SourceError(f"{host} redirects in a circle.")
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        request: _Request,
+        url: str,
+        params: Mapping[str, Any],
+        headers: Mapping[str, str],
+        host: str,
+    ) -> AsyncIterator[httpx.Response]:
+        async with self._places:
+            await self.pace.turn()
+            if self._quota is not None:
+                await self._quota.take(request.kind)
+            self.sent += 1
+            body_headers = {"Content-Type": "application/json"} if request.body else {}
+            failure: tuple[str, bool] | None = None
+            handed_over = False
+            try:
+                async with self._http.stream(
+                    request.method, url, params=params or None, content=request.body,
+                    headers={**body_headers, **headers},
+                ) as response:  # fmt: skip
+                    handed_over = True
+                    yield response
+            except httpx.TransportError as error:
+                text = self.redact(f"{type(error).__name__} {error}".strip())
+                failure = (text, handed_over or not isinstance(error, _NO_ANSWER))
+            except httpx.InvalidURL as error:
+                raise RefusedQueryError(f"{host}: {self.redact(str(error))}.") from None
+            if failure:
+                raise TryAgainError(f"{host}: {failure[0]}", answered=failure[1])
+
+    async def _check_status(self, response: httpx.Response, host: str) -> None:
+        status = response.status_code
+        if status in (200, 206):
+            return
+        wait_s = retry_after_s(response.headers)
+        start = bytearray()
+        with contextlib.suppress(httpx.TransportError):
+            async for piece in response.aiter_bytes():
+                start += piece
+                if len(start) > 2000:
+                    break
+        told = " ".join(self.redact(start[:400].decode("utf-8", "replace")).split())
+        text = f"{host} answered {status} {response.reason_phrase}: {told}".rstrip(": ")
+        if status in _TRANSIENT:
+            if wait_s is not None and wait_s <= self.manners.longest_retry_after_s:
+                self.pace.hold(wait_s)
+            raise TryAgainError(text, status, wait_s)
+        if status in (401, 403):
+            raise DeniedError(f"{text}. Check the key, its rights and its restrictions.", status)
+        raise RefusedStatusError(f"{text}.", status)
+
+
+@dataclass(frozen=True)
+class _Request:
+    method: str
+    url: str
+    kind: str
+    params: Mapping[str, Any]
+    secrets: Mapping[str, str]
+    headers: Mapping[str, str]
+    secret_headers: Mapping[str, str]
+    body: bytes | None = None
