@@ -5,10 +5,13 @@ Fitted by ``python -m geopak.calibrate`` on val, kept in the checkpoint, used by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geopak.checkpoint import read_checkpoint, sync_folder, write_whole
 from geopak.conformal import ConformalScores, cells_within, mass_before
+from geopak.errors import CheckpointError
 from geopak.selective import Familiarity
 from geopak.types import ModelOutput
 
 KEY = "calibration"
+# What regions are reported for; others can be asked for.
+COVERAGES = (0.5, 0.8, 0.9, 0.95)
 FORMAT = 1
 # Temperatures beyond these say that a distribution holds nothing, or is always right.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
@@ -39,9 +46,9 @@ class Calibration:
         cell_area_km2: (N,) ground of each cell, see :func:`geopak.geo.extents.cell_extents`.
         scores: of the true cells of the photos that regions are promised by.
         familiarity: what the embeddings of known photos are like.
-        fitted_on: of which photos it was made: ``split``, ``ids`` (hash of their ids),
-            ``num_photos``, ``num_groups``, and of each half ``temperatures`` and ``regions``
-            how many photos; ``weights``, the fingerprint of the model; ``seed``.
+        fitted_on: of which photos it was made: ``split``; ``ids``, the fingerprint of their ids;
+            ``num_photos`` and ``num_groups``, each of the half for ``temperatures`` and of that
+            for ``regions``; ``weights``, the fingerprint of the model; ``seed``.
     """
 
     province_temperature: float
@@ -62,6 +69,7 @@ class Calibration:
             "cell_area_km2": torch.from_numpy(self.cell_area_km2),
             "score": torch.from_numpy(self.scores.score),
             "score_province_id": torch.from_numpy(self.scores.province_id),
+            "score_group": torch.from_numpy(self.scores.group),
             "familiarity": self.familiarity.to_dict(),
             "fitted_on": dict(self.fitted_on),
         }
@@ -74,7 +82,9 @@ class Calibration:
             cell_temperature=data["cell_temperature"],
             cells_per_province=tuple(data["cells_per_province"]),
             cell_area_km2=data["cell_area_km2"].numpy(),
-            scores=ConformalScores(data["score"].numpy(), data["score_province_id"].numpy()),
+            scores=ConformalScores(
+                *(data[key].numpy() for key in ("score", "score_province_id", "score_group"))
+            ),
             familiarity=Familiarity.from_dict(data["familiarity"]),
             fitted_on=data["fitted_on"],
         )
@@ -217,6 +227,91 @@ def cell_nll(
     """
     log_prob = tempered_cells(cell_log_prob.double(), cells_per_province, temperature)
     return float(-log_prob.gather(1, cell_id.unsqueeze(1)).mean())
+
+
+def halves(
+    group: NDArray[np.int64], province_id: NDArray[np.int64], seed: int
+) -> NDArray[np.bool_]:
+    """Halves photos so that no group is on both sides and every province is on both.
+
+    Groups come in a drawn order, large ones first, and each goes where its province has fewer
+    photos yet. Nothing but groups and provinces decides, so that the scores of both halves are
+    exchangeable, group for group.
+
+    Args:
+        group: (N,) labels of photos that resemble each other.
+        province_id: (N,) true province; a group across several counts for that of most photos.
+        seed: of the drawn order.
+
+    Returns:
+        (N,) bool, true for the first half; all of one side if there is but one group.
+    """
+    labels, of_photo = np.unique(group, return_inverse=True)
+    num_provinces = int(province_id.max(initial=0)) + 1
+    counts = np.zeros((len(labels), num_provinces), np.int64)
+    np.add.at(counts, (of_photo, province_id), 1)
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(len(labels))
+    order = drawn[np.argsort(-counts.sum(1)[drawn], kind="stable")]
+    held = np.zeros((2, num_provinces), np.int64)
+    side = np.zeros(len(labels), np.int64)
+    for place in order.tolist():
+        province = int(counts[place].argmax())
+        first, second = held[:, province].tolist()
+        side[place] = rng.integers(2) if first == second else int(first > second)
+        held[side[place]] += counts[place]
+    if len(labels) > 1 and len(np.unique(side)) == 1:
+        # Provinces of one group each, all drawn to one side.
+        side[order[0]] = 1 - side[order[0]]
+    first_half: NDArray[np.bool_] = side[of_photo] == 0
+    return first_half
+
+
+def ids_fingerprint(ids: Iterable[Any]) -> str:
+    """Tells one set of photos from another by their ids, whatever their order."""
+    text = "\0".join(sorted(str(i) for i in ids))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def store(
+    calibration: Calibration, checkpoint: Path, out: Path, state: os.stat_result | None = None
+) -> None:
+    """Writes a checkpoint with the calibration in it, whole or not at all.
+
+    Args:
+        calibration: of the model in the checkpoint; takes the place of an earlier one.
+        checkpoint: to add it to; all else stays as it is.
+        out: file to write, may be the same.
+        state: of the checkpoint's file when it was calibrated.
+
+    Raises:
+        CheckpointError: the checkpoint has changed since, or the file cannot be written.
+    """
+    content = read_checkpoint(checkpoint)
+    content["geopak"] = {**content["geopak"], KEY: calibration.to_dict()}
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        write_whole(content, out)
+        if state is not None and _identity(checkpoint.stat()) != _identity(state):
+            raise CheckpointError(
+                f"{checkpoint} has been written anew while it was calibrated: is its training "
+                "still at work? Calibrate it again when that has ended."
+            )
+        os.replace(partial, out)
+        sync_folder(out.parent)
+    # torch reports a full disk as a RuntimeError of its zip writer.
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"Cannot write the checkpoint {out}: {str(error).partition(chr(10))[0]}. Make room or "
+            f"mend access, or write another file with out=FILE; {checkpoint} is as it was."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _identity(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 _WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
