@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,17 @@ from geopak.errors import PreparedSetError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from geopak.build import Trained
     from geopak.calibration import Calibration
     from geopak.data.dataset import PreparedSet
-    from geopak.types import ModelOutput
+    from geopak.types import Decoded, ModelOutput
 
 log = logging.getLogger(__name__)
 
 SPLIT = "val"
+_DECODED_AT_ONCE = 256
 
 
 def fit(
@@ -34,6 +37,7 @@ def fit(
     prepared: PreparedSet,
     rows: NDArray[np.int64],
     output: ModelOutput,
+    train: Tensor,
     block_km: float,
     seed: int,
 ) -> tuple[Calibration, dict[str, Any]]:
@@ -48,6 +52,7 @@ def fit(
         prepared: the set.
         rows: (N,) of its val photos.
         output: of the model for these, not calibrated, on the CPU.
+        train: (M, D) of :func:`geopak.calibration.seen`, what the model sees in train photos.
         block_km: photos within a block of ground so wide resemble each other.
         seed: of the halves.
 
@@ -63,19 +68,23 @@ def fit(
     from geopak.calibration import (
         HIGHEST_TEMPERATURE,
         LOWEST_TEMPERATURE,
+        NUM_DIRECTIONS,
         Calibration,
         calibrated,
         cell_nll,
+        fit_confidence,
         fit_temperature,
         halves,
         ids_fingerprint,
         province_nll,
+        seen,
         weights_fingerprint,
     )
     from geopak.conformal import ConformalScores, mass_before
+    from geopak.geo.distance import haversine_km
     from geopak.geo.extents import cell_areas_km2
     from geopak.metrics import expected_calibration_error
-    from geopak.models.decode import joint_log_prob
+    from geopak.models.decode import compared_rules, joint_log_prob
     from geopak.report.groups import group_photos
     from geopak.selective import Familiarity
 
@@ -112,10 +121,12 @@ def fit(
     draft = Calibration(
         province_temperature=temperatures["province"],
         cell_temperature=temperatures["cell"],
+        confidence_maps={},
+        confidence_km=trained.decoding.confidence_km,
         cells_per_province=sizes,
         cell_area_km2=cell_areas_km2(trained.cells, trained.outlines),
         scores=ConformalScores(np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64)),
-        familiarity=Familiarity.fit(output.fused[half], output.fused[other]),
+        familiarity=Familiarity.fit(train, seen(output)[other], NUM_DIRECTIONS),
         fitted_on={
             "split": SPLIT,
             "ids": ids_fingerprint(photos["id"]),
@@ -128,7 +139,17 @@ def fit(
             "seed": seed,
         },
     )
-    states = {"before": output, "after": calibrated(output, draft)}
+    after = calibrated(output, draft)
+    rules = compared_rules(trained.decoding.rule)
+    decoded = _decoded(trained, after, rules)
+    latlon = torch.from_numpy(photos[["latitude", "longitude"]].to_numpy(float, copy=True))
+    maps = {}
+    for rule, found in decoded.items():
+        error_km = haversine_km(found.latlon_deg.cpu().double(), latlon)
+        within = error_km <= trained.decoding.confidence_km
+        maps[rule] = fit_confidence(found.confidence.cpu()[half], within[half])
+    draft = dataclasses.replace(draft, confidence_maps=maps)
+    states = {"before": output, "after": after}
     changes: dict[str, Any] = {}
     for state, now in states.items():
         joint = joint_log_prob(now, torch.from_numpy(trained.cells.province_id)).double()
@@ -150,6 +171,51 @@ def fit(
     return dataclasses.replace(draft, scores=scores), changes
 
 
+def _decoded(trained: Trained, output: ModelOutput, rules: Sequence[str]) -> dict[str, Decoded]:
+    """Decodes many photos, a batch at a time, into tensors on the CPU."""
+    import torch
+
+    from geopak.models.decode import decode
+    from geopak.types import Decoded, ModelOutput
+
+    device = trained.model.cell_center_deg.device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(output.gate), _DECODED_AT_ONCE):
+            stop = start + _DECODED_AT_ONCE
+            batch = {k: v[start:stop].to(device) for k, v in vars(output).items()}
+            parts.append(decode(trained.model, ModelOutput(**batch), trained.decoding, rules))
+    return {
+        rule: Decoded(
+            **{
+                f.name: torch.cat([getattr(part[rule], f.name).cpu() for part in parts])
+                for f in dataclasses.fields(Decoded)
+            }
+        )
+        for rule in rules
+    }
+
+
+def _outputs(
+    cfg: DictConfig, trained: Trained, prepared: PreparedSet, rows: NDArray[np.int64], split: str
+) -> tuple[NDArray[np.int64], ModelOutput]:
+    """Row numbers and the model's output for photos, on the CPU."""
+    import numpy as np
+    import torch
+
+    from geopak.inference import model_outputs, photo_loader
+    from geopak.types import ModelOutput
+
+    parts = list(model_outputs(trained, photo_loader(cfg, trained, prepared, rows, split)))
+    output = ModelOutput(
+        **{
+            f.name: torch.cat([getattr(part, f.name).cpu() for _, part in parts]).float()
+            for f in dataclasses.fields(ModelOutput)
+        }
+    )
+    return np.concatenate([found for found, _ in parts]), output
+
+
 def calibrate(cfg: DictConfig) -> dict[str, Any]:
     """Calibrates a checkpoint.
 
@@ -163,14 +229,12 @@ def calibrate(cfg: DictConfig) -> dict[str, Any]:
     import torch
 
     from geopak.build import load_trained
-    from geopak.calibration import COVERAGES, store
+    from geopak.calibration import COVERAGES, seen, store
     from geopak.checkpoint import find_latest
     from geopak.conformal import fewest_photos
     from geopak.data.dataset import PreparedSet
     from geopak.data.manifest import split_settings
-    from geopak.inference import model_outputs, photo_loader
     from geopak.schema.preparation import SplitSettings
-    from geopak.types import ModelOutput
 
     checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name)).expanduser()
     state = checkpoint.stat() if checkpoint.is_file() else None
@@ -184,16 +248,14 @@ def calibrate(cfg: DictConfig) -> dict[str, Any]:
             "set."
         )
     rows = prepared.rows(SPLIT)
-    parts = list(model_outputs(trained, photo_loader(cfg, trained, prepared, rows, SPLIT)))
-    order = np.concatenate([found for found, _ in parts])
-    output = ModelOutput(
-        **{
-            f.name: torch.cat([getattr(part, f.name).cpu() for _, part in parts]).float()
-            for f in dataclasses.fields(ModelOutput)
-        }
-    )
+    order, output = _outputs(cfg, trained, prepared, rows, SPLIT)
+    train_rows = prepared.rows("train")
+    chosen = np.random.default_rng(cfg.seed).permutation(train_rows)[: cfg.train_photos]
+    _, of_train = _outputs(cfg, trained, prepared, np.sort(chosen), "train")
     block_km = float(split_settings(cfg.prepared).get("block_km", SplitSettings.block_km))
-    calibration, changes = fit(trained, prepared, order, output, block_km, int(cfg.seed))
+    calibration, changes = fit(
+        trained, prepared, order, output, seen(of_train), block_km, int(cfg.seed)
+    )
     out = Path(cfg.out).expanduser() if cfg.out else checkpoint
     store(calibration, checkpoint, out, state)
     per_province = np.bincount(

@@ -31,8 +31,11 @@ COVERAGES = (0.5, 0.8, 0.9, 0.95)
 FORMAT = 1
 # Temperatures beyond these say that a distribution holds nothing, or is always right.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-# Of photos like those the model knows so many are the least familiar, and their answers count less.
-UNFAMILIAR_SHARE = 0.05
+# Answers for photos that are less familiar than this share of those of the region count for less.
+UNFAMILIAR_SHARE = 0.2
+SUREST = 0.03
+# Directions in which what is familiar may vary freely.
+NUM_DIRECTIONS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +45,12 @@ class Calibration:
     Attributes:
         province_temperature: divides the province logits.
         cell_temperature: divides the logits of the cells within each province.
+        confidence_maps: decoding rule -> slope and offset of the log-odds of its confidence.
+        confidence_km: the distance that these hold for.
         cells_per_province: (P,) numbers of cells, in index order.
         cell_area_km2: (N,) ground of each cell, see :func:`geopak.geo.extents.cell_extents`.
         scores: of the true cells of the photos that regions are promised by.
-        familiarity: what the embeddings of known photos are like.
+        familiarity: what the photos that the model knows are like.
         fitted_on: of which photos it was made: ``split``; ``ids``, the fingerprint of their ids;
             ``num_photos`` and ``num_groups``, each of the half for ``temperatures`` and of that
             for ``regions``; ``weights``, the fingerprint of the model; ``seed``.
@@ -53,6 +58,8 @@ class Calibration:
 
     province_temperature: float
     cell_temperature: float
+    confidence_maps: Mapping[str, tuple[float, float]]
+    confidence_km: float
     cells_per_province: tuple[int, ...]
     cell_area_km2: NDArray[np.float64]
     scores: ConformalScores
@@ -65,6 +72,8 @@ class Calibration:
             "format": FORMAT,
             "province_temperature": self.province_temperature,
             "cell_temperature": self.cell_temperature,
+            "confidence_maps": {k: list(v) for k, v in self.confidence_maps.items()},
+            "confidence_km": self.confidence_km,
             "cells_per_province": list(self.cells_per_province),
             "cell_area_km2": torch.from_numpy(self.cell_area_km2),
             "score": torch.from_numpy(self.scores.score),
@@ -80,6 +89,8 @@ class Calibration:
         return cls(
             province_temperature=data["province_temperature"],
             cell_temperature=data["cell_temperature"],
+            confidence_maps={k: (v[0], v[1]) for k, v in data["confidence_maps"].items()},
+            confidence_km=data["confidence_km"],
             cells_per_province=tuple(data["cells_per_province"]),
             cell_area_km2=data["cell_area_km2"].numpy(),
             scores=ConformalScores(
@@ -108,6 +119,71 @@ def calibrated(output: ModelOutput, calibration: Calibration) -> ModelOutput:
             output.cell_log_prob, calibration.cells_per_province, calibration.cell_temperature
         ),
     )
+
+
+def calibrated_confidence(
+    confidence: Tensor, calibration: Calibration, rule: str, confidence_km: float
+) -> Tensor:
+    """The confidence of an answer as an honest probability.
+
+    The probability of the cells around an answer is not that of the answer being near the truth,
+    even where the cells' probabilities are honest: cells reach across the distance, and the answer
+    is better placed than their centers. Val tells how the two relate (Platt, Probabilistic outputs
+    for support vector machines, 1999).
+
+    Args:
+        confidence: (B,) of :class:`geopak.types.Decoded`, of the calibrated output.
+        calibration: of the model.
+        rule: that the answer was decoded by.
+        confidence_km: that the confidence is of.
+
+    Returns:
+        (B,); as it came for another distance than the one that was calibrated.
+    """
+    if rule not in calibration.confidence_maps or confidence_km != calibration.confidence_km:
+        return confidence
+    slope, offset = calibration.confidence_maps[rule]
+    return torch.sigmoid(slope * log_odds(confidence) + offset).to(confidence.dtype)
+
+
+def log_odds(confidence: Tensor) -> Tensor:
+    """(B,) probabilities -> (B,) float64, finite for 0 and 1 too.
+
+    Claims nearer to 0 or 1 than :data:`SUREST` count as that: what few photos say there would
+    otherwise bend the line for all.
+    """
+    return torch.logit(confidence.double(), eps=SUREST)
+
+
+def fit_confidence(confidence: Tensor, within: Tensor) -> tuple[float, float]:
+    """Slope and offset of the log-odds that make a confidence honest.
+
+    Args:
+        confidence: (B,) claimed.
+        within: (B,) bool, whether it held.
+
+    Returns:
+        Of the least negative log-likelihood, with Platt's targets, which stay within (0, 1) by one
+        photo of each kind: finite where all or none held. The slope is positive, so that the order
+        of the photos stays.
+    """
+    from scipy.optimize import minimize
+
+    odds, hit = log_odds(confidence).cpu().numpy(), within.cpu().numpy()
+    right = int(hit.sum())
+    target = np.where(hit, (right + 1) / (right + 2), 1 / (len(hit) - right + 2))
+
+    def nll(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = parameters[0] * odds + parameters[1]
+        gap = 1 / (1 + np.exp(-z)) - target
+        value = np.logaddexp(0, z) - target * z
+        return float(value.mean()), np.array([(gap * odds).mean(), gap.mean()])
+
+    found = minimize(
+        nll, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B",
+        bounds=[(1e-2, 100), (-20, 20)],
+    )  # fmt: skip
+    return float(found.x[0]), float(found.x[1])
 
 
 def tempered_cells(
@@ -177,7 +253,7 @@ def answer_score(
 
     Args:
         output: the model's for B photos.
-        confidence: (B,) of :class:`geopak.types.Decoded`, of the calibrated output.
+        confidence: (B,) of :func:`calibrated_confidence`.
         calibration: of the model; ``None``: its confidence is all that there is.
 
     Returns:
@@ -185,7 +261,16 @@ def answer_score(
     """
     if calibration is None:
         return confidence
-    return confidence * (calibration.familiarity(output.fused) / UNFAMILIAR_SHARE).clamp(max=1)
+    familiar = calibration.familiarity(seen(output)) / UNFAMILIAR_SHARE
+    return confidence * familiar.clamp(max=1)
+
+
+def seen(output: ModelOutput) -> Tensor:
+    """(B, D) what the model sees in photos: its encoders' features and their fused embedding.
+
+    The features tell photos of no place apart, the embedding those of another country.
+    """
+    return torch.cat((output.features.float(), output.fused.float()), dim=-1)
 
 
 def fit_temperature(nll: Callable[[float], float]) -> float:

@@ -55,7 +55,13 @@ def run_model(
     import numpy as np
     import torch
 
-    from geopak.calibration import COVERAGES, answer_score, calibrated, region_mask
+    from geopak.calibration import (
+        COVERAGES,
+        answer_score,
+        calibrated,
+        calibrated_confidence,
+        region_mask,
+    )
     from geopak.conformal import mass_before
     from geopak.geo.distance import haversine_km_array
     from geopak.inference import model_outputs
@@ -84,13 +90,18 @@ def run_model(
             output = raw if calibration is None else calibrated(raw, calibration)
             decoded = decode(model, output, trained.decoding, rules)
             main = decoded[trained.decoding.rule]
+            confidence = main.confidence
+            if calibration is not None:
+                confidence = calibrated_confidence(
+                    confidence, calibration, trained.decoding.rule, trained.decoding.confidence_km
+                )
             joint = joint_log_prob(output, model.cell_province_id).exp()
             found = {f"rule/{rule}": d.latlon_deg for rule, d in decoded.items()} | {
                 "province_prob": output.province_logits.softmax(-1),
                 "cell_rank": cell_rank(output, model.cell_province_id, true_cell),
                 "top_cell_prob": joint.amax(-1),
-                "confidence": main.confidence,
-                "answer_score": answer_score(output, main.confidence, calibration),
+                "confidence": confidence,
+                "answer_score": answer_score(output, confidence, calibration),
                 "teacher_forced": model.locate(output.fused, true_cell),
                 "hypothesis": main.hypothesis_latlon_deg,
                 "probability": main.probability,

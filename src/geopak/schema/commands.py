@@ -85,6 +85,7 @@ class CalibrateConfig:
     shards: str | None
     feature_cache: CacheChoice
     feature_folder: str
+    train_photos: Annotated[int, Range(least=3)]
     out: str | None
     seed: Natural
     device: Device | None
