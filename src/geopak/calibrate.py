@@ -112,7 +112,7 @@ def fit(
         ),
     }
     for name, temperature in temperatures.items():
-        if not 1.01 * LOWEST_TEMPERATURE < temperature < 0.99 * HIGHEST_TEMPERATURE:
+        if not 2 * LOWEST_TEMPERATURE < temperature < 0.99 * HIGHEST_TEMPERATURE:
             log.warning(
                 "warning: the %s temperature, %.3g, is at the end of what is tried: the "
                 "distribution %s.", name, temperature,
