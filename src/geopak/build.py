@@ -16,6 +16,9 @@ import torch
 
 from geopak import __version__
 from geopak import runs as run_folders
+from geopak.calibration import FORMAT as CALIBRATION_FORMAT
+from geopak.calibration import KEY as CALIBRATION
+from geopak.calibration import Calibration, weights_fingerprint
 from geopak.checkpoint import (
     BEST_NAME,
     CHECKPOINT_FOLDER,
@@ -26,9 +29,11 @@ from geopak.checkpoint import (
     find_parent,
     load_state,
     model_description,
+    model_state,
     newest_finished,
     read_checkpoint,
     read_matching,
+    run_record,
     shared_overrides,
     with_choices,
 )
@@ -184,7 +189,8 @@ def _gave_nothing(
         return False
     # It may have been done again since, by itself.
     finished = newest_finished(run_root, phase, overrides, same_only=True)
-    return finished is None or finished.stat().st_mtime < written_unix
+    # A checkpoint that has been calibrated since is written anew, the record of its run is not.
+    return finished is None or run_record(finished).stat().st_mtime < written_unix
 
 
 def choose_start(cfg: DictConfig, phase: Phase, folder: Path, overrides: Sequence[str]) -> Start:
@@ -333,6 +339,8 @@ class Trained:
         decoding: the options that it was validated with.
         phase: index and title of the phase that made it.
         path: the checkpoint.
+        config: of its training.
+        calibration: of ``geopak.calibrate``, where the checkpoint has one.
     """
 
     model: Geolocator
@@ -343,13 +351,22 @@ class Trained:
     phase: dict[str, Any]
     path: Path
     config: dict[str, Any]
+    calibration: Calibration | None = None
 
 
-def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
+def load_trained(
+    path: str | Path, device: str | torch.device = "cpu", calibration: bool = True
+) -> Trained:
     """Rebuilds a model from its checkpoint alone.
 
+    Args:
+        path: the checkpoint.
+        device: for the model.
+        calibration: load what ``geopak.calibrate`` has found, too.
+
     Raises:
-        CheckpointError: not a checkpoint of geopak, or a broken one.
+        CheckpointError: not a checkpoint of geopak, a broken one, or one whose calibration is of
+            other weights.
     """
     checkpoint = read_checkpoint(path)
     identity = checkpoint["geopak"]
@@ -368,7 +385,34 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
         phase=identity["phase"],
         path=Path(path),
         config=identity["config"],
+        calibration=_calibration(checkpoint, path, device) if calibration else None,
     )
+
+
+def _calibration(
+    checkpoint: Mapping[str, Any], path: str | Path, device: str | torch.device
+) -> Calibration | None:
+    """What ``geopak.calibrate`` has left in a checkpoint.
+
+    Raises:
+        CheckpointError: it was made of other weights, or by a later version.
+    """
+    stored = checkpoint["geopak"].get(CALIBRATION)
+    if stored is None:
+        return None
+    again = f"Make it anew: python -m geopak.calibrate ckpt={path}"
+    if stored.get("format") != CALIBRATION_FORMAT:
+        raise CheckpointError(
+            f"{path} has a calibration of format {stored.get('format')}, this version of geopak "
+            f"reads {CALIBRATION_FORMAT}. {again}"
+        )
+    calibration = Calibration.from_dict(stored)
+    if calibration.fitted_on["weights"] != weights_fingerprint(model_state(checkpoint)):
+        raise CheckpointError(
+            f"{path} has a calibration of other weights than it holds: it says nothing of this "
+            f"model. {again}"
+        )
+    return dataclasses.replace(calibration, familiarity=calibration.familiarity.to(device))
 
 
 def build_datamodule(
