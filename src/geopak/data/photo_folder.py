@@ -9,17 +9,9 @@ from pathlib import Path
 import pandas as pd
 from PIL import ExifTags, Image
 
+from geopak.data.images import IMAGE_SUFFIXES
 from geopak.data.table import COLUMNS
 from geopak.errors import TableError
-
-# With those that are not decoded here: such a file is rejected with a reason, not passed over.
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2",
-        ".heic", ".heif", ".dng",
-    }
-)  # fmt: skip
-
 
 def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
     """Makes table rows out of the photos of a folder and its subfolders.
