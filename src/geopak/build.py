@@ -16,6 +16,9 @@ import torch
 
 from geopak import __version__
 from geopak import runs as run_folders
+from geopak.calibration import FORMAT as CALIBRATION_FORMAT
+from geopak.calibration import KEY as CALIBRATION
+from geopak.calibration import Calibration, weights_fingerprint
 from geopak.checkpoint import (
     BEST_NAME,
     CHECKPOINT_FOLDER,
@@ -26,6 +29,7 @@ from geopak.checkpoint import (
     find_parent,
     load_state,
     model_description,
+    model_state,
     newest_finished,
     read_checkpoint,
     read_matching,
@@ -331,6 +335,8 @@ class Trained:
         decoding: the options that it was validated with.
         phase: index and title of the phase that made it.
         path: the checkpoint.
+        config: of its training.
+        calibration: of ``geopak.calibrate``, where the checkpoint has one.
     """
 
     model: Geolocator
@@ -341,13 +347,15 @@ class Trained:
     phase: dict[str, Any]
     path: Path
     config: dict[str, Any]
+    calibration: Calibration | None = None
 
 
 def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
     """Rebuilds a model from its checkpoint alone.
 
     Raises:
-        CheckpointError: not a checkpoint of geopak, or a broken one.
+        CheckpointError: not a checkpoint of geopak, a broken one, or one whose calibration is of
+            other weights.
     """
     checkpoint = read_checkpoint(path)
     identity = checkpoint["geopak"]
@@ -366,7 +374,32 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
         phase=identity["phase"],
         path=Path(path),
         config=identity["config"],
+        calibration=_calibration(checkpoint, path),
     )
+
+
+def _calibration(checkpoint: Mapping[str, Any], path: str | Path) -> Calibration | None:
+    """What ``geopak.calibrate`` has left in a checkpoint.
+
+    Raises:
+        CheckpointError: it was made of other weights, or by a later version.
+    """
+    stored = checkpoint["geopak"].get(CALIBRATION)
+    if stored is None:
+        return None
+    again = f"Make it anew: python -m geopak.calibrate ckpt={path}"
+    if stored.get("format") != CALIBRATION_FORMAT:
+        raise CheckpointError(
+            f"{path} has a calibration of format {stored.get('format')}, this version of geopak "
+            f"reads {CALIBRATION_FORMAT}. {again}"
+        )
+    calibration = Calibration.from_dict(stored)
+    if calibration.fitted_on["weights"] != weights_fingerprint(model_state(checkpoint)):
+        raise CheckpointError(
+            f"{path} has a calibration of other weights than it holds: it says nothing of this "
+            f"model. {again}"
+        )
+    return calibration
 
 
 def build_datamodule(
