@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from geopak.build import load_trained
+from geopak.calibration import answer_score, calibrated, region_mask
+from geopak.conformal import mass_before
 from geopak.data.images import Photo, files_of, load_image, name_of, stack_images
 from geopak.errors import ConfigError, PhotoError
-from geopak.models.decode import decode
-from geopak.results import Answer, Hypothesis, PhotoFailure, Prediction
+from geopak.models.decode import decode, joint_log_prob
+from geopak.results import Answer, Hypothesis, PhotoFailure, PlaceRegion, Prediction
 from geopak.schema.training import DecodingOptions
 
 _MOST_THREADS = 8
@@ -33,6 +35,21 @@ class _Read(NamedTuple):
 
     photo: str | None
     image: Tensor | PhotoError
+
+
+class _Inferred(NamedTuple):
+    """What the answers of B photos need, on its way to the processor's memory.
+
+    Attributes:
+        numbers: (B, F) float64.
+        region: (B, N) ids of the cells of each region, most probable first, with -1 for the cells
+            that are not in it; ``None``: there are no regions.
+        ready: says when both have arrived; ``None``: they have.
+    """
+
+    numbers: Tensor
+    region: Tensor | None
+    ready: torch.cuda.Event | None
 
 
 class GeopakPredictor:
@@ -56,10 +73,16 @@ class GeopakPredictor:
         precision: of the encoders. ``auto``: bfloat16 on a GPU that computes in it, else float32.
             Heads, offsets and distances are always float32: a coordinate of 70 degrees has steps of
             half a degree in bfloat16.
+        coverage: of the regions, see ``geopak.conformal``; ``None``: no regions. A checkpoint that
+            is not calibrated has none in any case.
+        per_province: keep the regions' promise to the photos of each province apart.
+        abstain_below: answers of a lower :func:`geopak.calibration.answer_score` are marked as not
+            ``answered``; without a calibration that score is the confidence.
 
     Raises:
         CheckpointError: not a checkpoint of geopak.
-        ConfigError: unknown rule or precision, or a device that is not there.
+        ConfigError: unknown rule or precision, a device that is not there, or a coverage that is no
+            probability.
     """
 
     def __init__(
@@ -69,9 +92,14 @@ class GeopakPredictor:
         rule: str | None = None,
         batch_size: int = 64,
         precision: Precision = "auto",
+        coverage: float | None = 0.9,
+        per_province: bool = False,
+        abstain_below: float = 0.0,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1.")
+        if coverage is not None and not 0 < coverage < 1:
+            raise ConfigError(f"coverage={coverage} must lie between 0 and 1.")
         self.device = _device(device)
         self.bfloat16 = _computes_in_bfloat16(self.device, precision)
         self.trained = load_trained(checkpoint_path, self.device)
@@ -80,6 +108,11 @@ class GeopakPredictor:
             chosen = DecodingOptions(**{**vars(chosen), "rule": rule})
         self.decoding = chosen
         self.batch_size = batch_size
+        self.coverage = coverage if self.trained.calibration is not None else None
+        self.per_province = per_province
+        self.abstain_below = abstain_below
+        self._provinces = [self.trained.region.names[p] for p in self.trained.cells.province_id]
+        self._radius_km: list[float] = self.trained.cells.radius_km.tolist()
 
     # A folder is given by its path too, and its answers are a list.
     @overload
@@ -135,25 +168,25 @@ class GeopakPredictor:
         """
         if isinstance(photos, (str, Path)):
             photos = files_of(photos)
-        waiting: tuple[list[_Read], Tensor | None] | None = None
+        waiting: tuple[list[_Read], _Inferred | None] | None = None
         for batch in self._batches(photos):
             images = [read.image for read in batch if isinstance(read.image, Tensor)]
             size = self.trained.model.image_size
-            packed = self._infer(stack_images(images, len(images), size)) if images else None
+            inferred = self._infer(stack_images(images, len(images), size)) if images else None
             # A GPU begins the next batch before anyone waits for the results of this one.
             if waiting is not None:
                 yield from self._finished(*waiting)
-            waiting = batch, packed
+            waiting = batch, inferred
             if self.device.type != "cuda":
                 yield from self._finished(*waiting)
                 waiting = None
         if waiting is not None:
             yield from self._finished(*waiting)
 
-    def _finished(self, batch: Sequence[_Read], packed: Tensor | None) -> Iterator[Answer]:
+    def _finished(self, batch: Sequence[_Read], inferred: _Inferred | None) -> Iterator[Answer]:
         """Answers of a batch, failures in their places."""
         good = [read.photo for read in batch if isinstance(read.image, Tensor)]
-        answers = iter(() if packed is None else self._answers(packed, good))
+        answers = iter(() if inferred is None else self._answers(inferred, good))
         for photo, image in batch:
             if isinstance(image, PhotoError):
                 yield PhotoFailure(photo, str(image))
@@ -199,69 +232,97 @@ class GeopakPredictor:
             return _Read(name, PhotoError(f"Cannot read the photo {name_of(photo)}: {what}."))
 
     @torch.inference_mode()
-    def _infer(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> (B, F) float64, all that the answers need, still on the device.
-
-        One tensor, because from a GPU every transfer waits for all that goes before.
-        """
-        model = self.trained.model
-        if self.device.type == "cuda":
-            image = image.pin_memory().to(self.device, non_blocking=True)
+    def _infer(self, image: Tensor) -> _Inferred:
+        """(B, 3, S, S) uint8 -> all that the answers need; a GPU may still be at work on it."""
+        model, calibration = self.trained.model, self.trained.calibration
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            image = image.pin_memory()
+        image = image.to(self.device, non_blocking=on_gpu)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             features = model.embed(image.float() / 255, model.fused_encoders)
         output = model.heads(features.float())
+        if calibration is not None:
+            output = calibrated(output, calibration)
         decoded = decode(model, output, self.decoding)[self.decoding.rule]
+        region, area = None, torch.zeros_like(decoded.confidence)
+        if calibration is not None and self.coverage is not None:
+            score = mass_before(joint_log_prob(output, model.cell_province_id).exp())
+            inside = region_mask(score, calibration, self.coverage, self.per_province)
+            area = inside.double() @ torch.from_numpy(calibration.cell_area_km2).to(self.device)
+            order = score.argsort(dim=-1, stable=True)
+            region = order.where(inside.gather(1, order), -1)
+        # One tensor, because every transfer from a GPU takes its time.
         parts = (
             decoded.latlon_deg,
             decoded.confidence.unsqueeze(-1),
             output.gate.unsqueeze(-1),
+            answer_score(output, decoded.confidence, calibration).unsqueeze(-1),
+            area.unsqueeze(-1),
             output.province_logits.softmax(-1),
             decoded.cell_id,
             decoded.probability,
             decoded.hypothesis_latlon_deg.flatten(1),
         )
-        return torch.cat([part.double() for part in parts], dim=1)
+        numbers = torch.cat([part.double() for part in parts], dim=1)
+        if not on_gpu:
+            return _Inferred(numbers, region, None)
+        numbers = numbers.to("cpu", non_blocking=True)
+        region = None if region is None else region.to("cpu", non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(self.device))
+        return _Inferred(numbers, region, ready)
 
-    def _answers(self, packed: Tensor, photos: Sequence[str | None]) -> list[Prediction]:
-        names, cells = self.trained.region.names, self.trained.cells
-        num_provinces = len(names)
-        answers = []
-        for photo, row in zip(photos, packed.tolist(), strict=True):
-            lat, lon, confidence, gate = row[:4]
-            province_probability = row[4 : 4 + num_provinces]
-            rest = row[4 + num_provinces :]
-            num = len(rest) // 4
-            places = rest[2 * num :]
-            hypotheses = tuple(
+    def _answers(self, inferred: _Inferred, photos: Sequence[str | None]) -> list[Prediction]:
+        if inferred.ready is not None:
+            inferred.ready.synchronize()
+        regions: list[tuple[int, ...]] | None = None
+        if inferred.region is not None:
+            regions = [tuple(row[row >= 0].tolist()) for row in inferred.region.numpy()]
+        return [
+            self._answer(photo, row, None if regions is None else regions[k])
+            for k, (photo, row) in enumerate(zip(photos, inferred.numbers.tolist(), strict=True))
+        ]
+
+    def _answer(
+        self, photo: str | None, row: Sequence[float], cell_ids: tuple[int, ...] | None
+    ) -> Prediction:
+        names = self.trained.region.names
+        lat, lon, confidence, gate, score, area_km2 = row[:6]
+        probabilities = row[6 : 6 + len(names)]
+        rest = row[6 + len(names) :]
+        num = len(rest) // 4
+        cells, weights, places = rest[:num], rest[num : 2 * num], rest[2 * num :]
+        region = None
+        if cell_ids is not None and self.coverage is not None:
+            region = PlaceRegion(self.coverage, area_km2, cell_ids)
+        return Prediction(
+            photo=photo,
+            province=names[max(range(len(names)), key=probabilities.__getitem__)],
+            lat=lat,
+            lon=lon,
+            confidence=confidence,
+            confidence_km=self.decoding.confidence_km,
+            calibrated=self.trained.calibration is not None,
+            province_probabilities=dict(zip(names, probabilities, strict=True)),
+            hypotheses=tuple(
                 Hypothesis(
                     lat=places[2 * k],
                     lon=places[2 * k + 1],
-                    probability=rest[num + k],
-                    province=names[cells.province_id[int(rest[k])]],
-                    cell_id=int(rest[k]),
-                    radius_km=float(cells.radius_km[int(rest[k])]),
+                    probability=weights[k],
+                    province=self._provinces[int(cells[k])],
+                    cell_id=int(cells[k]),
+                    radius_km=self._radius_km[int(cells[k])],
                 )
                 for k in range(num)
                 # A province with few cells leaves places unfilled.
-                if rest[num + k] > 0
-            )
-            best = max(range(num_provinces), key=province_probability.__getitem__)
-            answers.append(
-                Prediction(
-                    photo=photo,
-                    province=names[best],
-                    lat=lat,
-                    lon=lon,
-                    confidence=confidence,
-                    confidence_km=self.decoding.confidence_km,
-                    calibrated=False,
-                    province_probabilities=dict(zip(names, province_probability, strict=True)),
-                    hypotheses=hypotheses,
-                    region=None,
-                    gate=gate,
-                )
-            )
-        return answers
+                if weights[k] > 0
+            ),
+            region=region,
+            gate=gate,
+            answer_score=score,
+            answered=score >= self.abstain_below,
+        )
 
 
 def _is_photo(source: object) -> bool:

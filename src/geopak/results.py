@@ -91,8 +91,8 @@ class Prediction(_Record):
         region: cells that hold the place with the asked coverage; ``None``: the checkpoint is not
             calibrated, or no region was asked for.
         gate: weight of the scene encoder in (0, 1).
-        answer_score: how much the photo seems to carry a place that the model knows, in [0, 1];
-            ``None``: not calibrated.
+        answer_score: how far the answer may be relied on, in [0, 1]: low for a photo that tells no
+            place or is not from the region, see :func:`geopak.calibration.answer_score`.
         answered: false where that score lies below ``abstain_below``: do not trust the place.
         error: always ``None``; a :class:`PhotoFailure` says more.
     """
@@ -108,8 +108,8 @@ class Prediction(_Record):
     hypotheses: tuple[Hypothesis, ...]
     region: PlaceRegion | None
     gate: float
-    answer_score: float | None = None
-    answered: bool = True
+    answer_score: float
+    answered: bool
     error: None = None
 
 
