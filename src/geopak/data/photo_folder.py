@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 from PIL import ExifTags, Image
 
+from geopak.data.exif import degrees_of_gps, exif_text
 from geopak.data.images import IMAGE_SUFFIXES
 from geopak.data.table import COLUMNS
 from geopak.errors import TableError
+
 
 def read_folder(folder: str | Path, root: str | Path) -> pd.DataFrame:
     """Makes table rows out of the photos of a folder and its subfolders.
@@ -74,29 +76,12 @@ def _exif_fields(file: Path) -> dict[str, str]:
         gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
         taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
         author = exif.get(ExifTags.Base.Artist)
-    for name, value, positive, negative in (
-        ("latitude", ExifTags.GPS.GPSLatitude, "N", "S"),
-        ("longitude", ExifTags.GPS.GPSLongitude, "E", "W"),
-    ):
-        reference = _clean(gps.get(value - 1, positive)).upper()[:1]
-        try:
-            degrees, minutes, seconds = (float(part) for part in gps[value])
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            continue
-        sign = -1 if reference == negative else 1
-        text = f"{sign * (degrees + minutes / 60 + seconds / 3600):.7f}"
+    for name, degrees in degrees_of_gps(gps).items():
         # Whole degrees or minutes must not look more precise than they are.
-        fields[name] = text.rstrip("0").rstrip(".")
+        fields[name] = f"{degrees:.7f}".rstrip("0").rstrip(".")
     if taken:
         # 2021:05:03 10:11:12 -> 2021-05-03 10:11:12
-        fields["captured_at"] = re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", _clean(taken))
+        fields["captured_at"] = re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", exif_text(taken))
     if author:
-        fields["author"] = _clean(author)
+        fields["author"] = exif_text(author)
     return fields
-
-
-def _clean(value: object) -> str:
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    text = str(value).encode(errors="replace").decode()
-    return text.replace("\0", " ").strip()
