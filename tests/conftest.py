@@ -215,6 +215,7 @@ def make_output(cells: CellTable) -> Callable[..., ModelOutput]:
             fused=torch.randn(size, MODEL_CONFIG["sizes"]["dim"], generator=generator),
             gate=torch.rand(size, generator=generator),
             aux_latlon_deg=heart + torch.randn(size, 2, generator=generator),
+            features=torch.randn(size, 48, generator=generator),
         )
 
     return make

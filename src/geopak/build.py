@@ -33,6 +33,7 @@ from geopak.checkpoint import (
     newest_finished,
     read_checkpoint,
     read_matching,
+    run_record,
     shared_overrides,
     with_choices,
 )
@@ -186,7 +187,8 @@ def _gave_nothing(
         return False
     # It may have been done again since, by itself.
     finished = newest_finished(run_root, phase, overrides, same_only=True)
-    return finished is None or finished.stat().st_mtime < written_unix
+    # A checkpoint that has been calibrated since is written anew, the record of its run is not.
+    return finished is None or run_record(finished).stat().st_mtime < written_unix
 
 
 def choose_start(cfg: DictConfig, phase: Phase, folder: Path, overrides: Sequence[str]) -> Start:
@@ -350,8 +352,15 @@ class Trained:
     calibration: Calibration | None = None
 
 
-def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Trained:
+def load_trained(
+    path: str | Path, device: str | torch.device = "cpu", calibration: bool = True
+) -> Trained:
     """Rebuilds a model from its checkpoint alone.
+
+    Args:
+        path: the checkpoint.
+        device: for the model.
+        calibration: load what ``geopak.calibrate`` has found, too.
 
     Raises:
         CheckpointError: not a checkpoint of geopak, a broken one, or one whose calibration is of
@@ -374,7 +383,7 @@ def load_trained(path: str | Path, device: str | torch.device = "cpu") -> Traine
         phase=identity["phase"],
         path=Path(path),
         config=identity["config"],
-        calibration=_calibration(checkpoint, path),
+        calibration=_calibration(checkpoint, path) if calibration else None,
     )
 
 

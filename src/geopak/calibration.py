@@ -5,10 +5,13 @@ Fitted by ``python -m geopak.calibrate`` on val, kept in the checkpoint, used by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geopak.checkpoint import read_checkpoint, sync_folder, write_whole
 from geopak.conformal import ConformalScores, cells_within, mass_before
+from geopak.errors import CheckpointError
 from geopak.selective import Familiarity
 from geopak.types import ModelOutput
 
 KEY = "calibration"
+# What regions are reported for; others can be asked for.
+COVERAGES = (0.5, 0.8, 0.9, 0.95)
 FORMAT = 1
 # Temperatures beyond these say that a distribution holds nothing, or is always right.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-# Of photos like those the model knows so many are the least familiar, and their answers count less.
-UNFAMILIAR_SHARE = 0.05
+# Answers for photos that are less familiar than this share of those of the region count for less.
+UNFAMILIAR_SHARE = 0.2
+SUREST = 0.03
+# Directions in which what is familiar may vary freely.
+NUM_DIRECTIONS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +45,21 @@ class Calibration:
     Attributes:
         province_temperature: divides the province logits.
         cell_temperature: divides the logits of the cells within each province.
+        confidence_maps: decoding rule -> slope and offset of the log-odds of its confidence.
+        confidence_km: the distance that these hold for.
         cells_per_province: (P,) numbers of cells, in index order.
         cell_area_km2: (N,) ground of each cell, see :func:`geopak.geo.extents.cell_extents`.
         scores: of the true cells of the photos that regions are promised by.
-        familiarity: what the embeddings of known photos are like.
-        fitted_on: of which photos it was made: ``split``, ``ids`` (hash of their ids),
-            ``num_photos``, ``num_groups``, and of each half ``temperatures`` and ``regions``
-            how many photos; ``weights``, the fingerprint of the model; ``seed``.
+        familiarity: what the photos that the model knows are like.
+        fitted_on: of which photos it was made: ``split``; ``ids``, the fingerprint of their ids;
+            ``num_photos`` and ``num_groups``, each of the half for ``temperatures`` and of that
+            for ``regions``; ``weights``, the fingerprint of the model; ``seed``.
     """
 
     province_temperature: float
     cell_temperature: float
+    confidence_maps: Mapping[str, tuple[float, float]]
+    confidence_km: float
     cells_per_province: tuple[int, ...]
     cell_area_km2: NDArray[np.float64]
     scores: ConformalScores
@@ -58,10 +72,13 @@ class Calibration:
             "format": FORMAT,
             "province_temperature": self.province_temperature,
             "cell_temperature": self.cell_temperature,
+            "confidence_maps": {k: list(v) for k, v in self.confidence_maps.items()},
+            "confidence_km": self.confidence_km,
             "cells_per_province": list(self.cells_per_province),
             "cell_area_km2": torch.from_numpy(self.cell_area_km2),
             "score": torch.from_numpy(self.scores.score),
             "score_province_id": torch.from_numpy(self.scores.province_id),
+            "score_group": torch.from_numpy(self.scores.group),
             "familiarity": self.familiarity.to_dict(),
             "fitted_on": dict(self.fitted_on),
         }
@@ -72,9 +89,13 @@ class Calibration:
         return cls(
             province_temperature=data["province_temperature"],
             cell_temperature=data["cell_temperature"],
+            confidence_maps={k: (v[0], v[1]) for k, v in data["confidence_maps"].items()},
+            confidence_km=data["confidence_km"],
             cells_per_province=tuple(data["cells_per_province"]),
             cell_area_km2=data["cell_area_km2"].numpy(),
-            scores=ConformalScores(data["score"].numpy(), data["score_province_id"].numpy()),
+            scores=ConformalScores(
+                *(data[key].numpy() for key in ("score", "score_province_id", "score_group"))
+            ),
             familiarity=Familiarity.from_dict(data["familiarity"]),
             fitted_on=data["fitted_on"],
         )
@@ -98,6 +119,71 @@ def calibrated(output: ModelOutput, calibration: Calibration) -> ModelOutput:
             output.cell_log_prob, calibration.cells_per_province, calibration.cell_temperature
         ),
     )
+
+
+def calibrated_confidence(
+    confidence: Tensor, calibration: Calibration, rule: str, confidence_km: float
+) -> Tensor:
+    """The confidence of an answer as an honest probability.
+
+    The probability of the cells around an answer is not that of the answer being near the truth,
+    even where the cells' probabilities are honest: cells reach across the distance, and the answer
+    is better placed than their centers. Val tells how the two relate (Platt, Probabilistic outputs
+    for support vector machines, 1999).
+
+    Args:
+        confidence: (B,) of :class:`geopak.types.Decoded`, of the calibrated output.
+        calibration: of the model.
+        rule: that the answer was decoded by.
+        confidence_km: that the confidence is of.
+
+    Returns:
+        (B,); as it came for another distance than the one that was calibrated.
+    """
+    if rule not in calibration.confidence_maps or confidence_km != calibration.confidence_km:
+        return confidence
+    slope, offset = calibration.confidence_maps[rule]
+    return torch.sigmoid(slope * log_odds(confidence) + offset).to(confidence.dtype)
+
+
+def log_odds(confidence: Tensor) -> Tensor:
+    """(B,) probabilities -> (B,) float64, finite for 0 and 1 too.
+
+    Claims nearer to 0 or 1 than :data:`SUREST` count as that: what few photos say there would
+    otherwise bend the line for all.
+    """
+    return torch.logit(confidence.double(), eps=SUREST)
+
+
+def fit_confidence(confidence: Tensor, within: Tensor) -> tuple[float, float]:
+    """Slope and offset of the log-odds that make a confidence honest.
+
+    Args:
+        confidence: (B,) claimed.
+        within: (B,) bool, whether it held.
+
+    Returns:
+        Of the least negative log-likelihood, with Platt's targets, which stay within (0, 1) by one
+        photo of each kind: finite where all or none held. The slope is positive, so that the order
+        of the photos stays.
+    """
+    from scipy.optimize import minimize
+
+    odds, hit = log_odds(confidence).cpu().numpy(), within.cpu().numpy()
+    right = int(hit.sum())
+    target = np.where(hit, (right + 1) / (right + 2), 1 / (len(hit) - right + 2))
+
+    def nll(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = parameters[0] * odds + parameters[1]
+        gap = 1 / (1 + np.exp(-z)) - target
+        value = np.logaddexp(0, z) - target * z
+        return float(value.mean()), np.array([(gap * odds).mean(), gap.mean()])
+
+    found = minimize(
+        nll, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B",
+        bounds=[(1e-2, 100), (-20, 20)],
+    )  # fmt: skip
+    return float(found.x[0]), float(found.x[1])
 
 
 def tempered_cells(
@@ -167,7 +253,7 @@ def answer_score(
 
     Args:
         output: the model's for B photos.
-        confidence: (B,) of :class:`geopak.types.Decoded`, of the calibrated output.
+        confidence: (B,) of :func:`calibrated_confidence`.
         calibration: of the model; ``None``: its confidence is all that there is.
 
     Returns:
@@ -175,7 +261,16 @@ def answer_score(
     """
     if calibration is None:
         return confidence
-    return confidence * (calibration.familiarity(output.fused) / UNFAMILIAR_SHARE).clamp(max=1)
+    familiar = calibration.familiarity(seen(output)) / UNFAMILIAR_SHARE
+    return confidence * familiar.clamp(max=1)
+
+
+def seen(output: ModelOutput) -> Tensor:
+    """(B, D) what the model sees in photos: its encoders' features and their fused embedding.
+
+    The features tell photos of no place apart, the embedding those of another country.
+    """
+    return torch.cat((output.features.float(), output.fused.float()), dim=-1)
 
 
 def fit_temperature(nll: Callable[[float], float]) -> float:
@@ -217,6 +312,91 @@ def cell_nll(
     """
     log_prob = tempered_cells(cell_log_prob.double(), cells_per_province, temperature)
     return float(-log_prob.gather(1, cell_id.unsqueeze(1)).mean())
+
+
+def halves(
+    group: NDArray[np.int64], province_id: NDArray[np.int64], seed: int
+) -> NDArray[np.bool_]:
+    """Halves photos so that no group is on both sides and every province is on both.
+
+    Groups come in a drawn order, large ones first, and each goes where its province has fewer
+    photos yet. Nothing but groups and provinces decides, so that the scores of both halves are
+    exchangeable, group for group.
+
+    Args:
+        group: (N,) labels of photos that resemble each other.
+        province_id: (N,) true province; a group across several counts for that of most photos.
+        seed: of the drawn order.
+
+    Returns:
+        (N,) bool, true for the first half; all of one side if there is but one group.
+    """
+    labels, of_photo = np.unique(group, return_inverse=True)
+    num_provinces = int(province_id.max(initial=0)) + 1
+    counts = np.zeros((len(labels), num_provinces), np.int64)
+    np.add.at(counts, (of_photo, province_id), 1)
+    rng = np.random.default_rng(seed)
+    drawn = rng.permutation(len(labels))
+    order = drawn[np.argsort(-counts.sum(1)[drawn], kind="stable")]
+    held = np.zeros((2, num_provinces), np.int64)
+    side = np.zeros(len(labels), np.int64)
+    for place in order.tolist():
+        province = int(counts[place].argmax())
+        first, second = held[:, province].tolist()
+        side[place] = rng.integers(2) if first == second else int(first > second)
+        held[side[place]] += counts[place]
+    if len(labels) > 1 and len(np.unique(side)) == 1:
+        # Provinces of one group each, all drawn to one side.
+        side[order[0]] = 1 - side[order[0]]
+    first_half: NDArray[np.bool_] = side[of_photo] == 0
+    return first_half
+
+
+def ids_fingerprint(ids: Iterable[Any]) -> str:
+    """Tells one set of photos from another by their ids, whatever their order."""
+    text = "\0".join(sorted(str(i) for i in ids))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def store(
+    calibration: Calibration, checkpoint: Path, out: Path, state: os.stat_result | None = None
+) -> None:
+    """Writes a checkpoint with the calibration in it, whole or not at all.
+
+    Args:
+        calibration: of the model in the checkpoint; takes the place of an earlier one.
+        checkpoint: to add it to; all else stays as it is.
+        out: file to write, may be the same.
+        state: of the checkpoint's file when it was calibrated.
+
+    Raises:
+        CheckpointError: the checkpoint has changed since, or the file cannot be written.
+    """
+    content = read_checkpoint(checkpoint)
+    content["geopak"] = {**content["geopak"], KEY: calibration.to_dict()}
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        write_whole(content, out)
+        if state is not None and _identity(checkpoint.stat()) != _identity(state):
+            raise CheckpointError(
+                f"{checkpoint} has been written anew while it was calibrated: is its training "
+                "still at work? Calibrate it again when that has ended."
+            )
+        os.replace(partial, out)
+        sync_folder(out.parent)
+    # torch reports a full disk as a RuntimeError of its zip writer.
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"Cannot write the checkpoint {out}: {str(error).partition(chr(10))[0]}. Make room or "
+            f"mend access, or write another file with out=FILE; {checkpoint} is as it was."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _identity(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 _WHOLE_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 import zipfile
@@ -29,6 +30,7 @@ LAST_NAME = "last"
 # The last.ckpt before.
 PREVIOUS_NAME = "last-previous"
 CHECKPOINT_FOLDER = "checkpoints"
+RUN_RECORD = "run.json"
 _MODEL_PREFIX = "model."
 # What a checkpoint carries beside weights, see geopak.build.model_identity.
 IDENTITY = (
@@ -76,6 +78,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
     return loaded
+
+
+def write_whole(checkpoint: Mapping[str, Any], path: Path) -> Path:
+    """Writes a checkpoint under a partial name beside its own, to be renamed to it.
+
+    Returns:
+        The file, complete and on the disk.
+
+    Raises:
+        OSError, RuntimeError: no room, or no right to write there.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(partial, "wb") as file:
+        torch.save(dict(checkpoint), file)
+        file.flush()
+        os.fsync(file.fileno())
+    return partial
+
+
+def sync_folder(folder: Path) -> None:
+    """Sees to it that the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 # What a run needs beside the model's weights to go on.
@@ -344,9 +373,14 @@ def run_folder(checkpoint: str | Path) -> Path:
     return path.parent.parent
 
 
+def run_record(checkpoint: Path) -> Path:
+    """The ``run.json`` of the finished run that holds a checkpoint."""
+    return checkpoint.parent.parent / RUN_RECORD
+
+
 def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Marks a run folder as finished (``run.json``)."""
-    write_json(folder / "run.json", {**record, "finished_unix": time.time()})
+    write_json(folder / RUN_RECORD, {**record, "finished_unix": time.time()})
 
 
 # Sections of the configuration, and keys, that a phase does not share with its parent.
@@ -385,7 +419,7 @@ def newest_finished(
         CheckpointError: a broken run record.
     """
     found: list[tuple[bool, float, Path]] = []
-    for path in sorted((run_root / f"phase-{phase}").glob("*/run.json")):
+    for path in sorted((run_root / f"phase-{phase}").glob(f"*/{RUN_RECORD}")):
         best = path.parent / CHECKPOINT_FOLDER / f"{BEST_NAME}.ckpt"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from geopak.checkpoint import LAST_NAME, PREVIOUS_NAME
+from geopak.checkpoint import LAST_NAME, PREVIOUS_NAME, sync_folder, write_whole
 from geopak.errors import CheckpointError
 
 
@@ -40,15 +39,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         partial = path.with_name(f"{path.name}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            write_whole(checkpoint, path)
             if path.name == f"{LAST_NAME}.ckpt" and path in self._whole:
                 _keep(path, path.with_name(f"{PREVIOUS_NAME}.ckpt"))
             os.replace(partial, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         # torch reports a full disk as a RuntimeError of its zip writer.
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
@@ -72,12 +67,3 @@ def _keep(path: Path, previous: Path) -> None:
         os.replace(path, previous)
         return
     os.replace(link, previous)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sees to it that the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

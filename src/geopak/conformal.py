@@ -71,10 +71,13 @@ class ConformalScores:
     Attributes:
         score: (n,) see :func:`mass_before`.
         province_id: (n,) true province.
+        group: (n,) labels of photos that resemble each other, see
+            :func:`geopak.report.groups.group_photos`.
     """
 
     score: NDArray[np.float64]
     province_id: NDArray[np.int64]
+    group: NDArray[np.int64]
 
     def threshold(self, coverage: float) -> float:
         """One threshold for all cells: the promise holds for photos of the region as a whole."""
@@ -109,3 +112,65 @@ def cells_within(score: Tensor, threshold: float | Tensor) -> Tensor:
         probability exceeds it.
     """
     return score <= threshold
+
+
+def effective_photos(hit: ArrayLike, group: ArrayLike) -> float:
+    """How many independent photos would tell as much of a share as these do.
+
+    Photos of one group succeed and fail together, so that their share spreads more than a binomial
+    one: by the design effect (Kish, Survey sampling, 1965), taken from how the groups differ.
+
+    Args:
+        hit: (N,) bool; N at least 1.
+        group: (N,) labels.
+
+    Returns:
+        At most N. Where all or none hit, which tells nothing of the spread, groups count as if
+        their photos were all alike.
+    """
+    hits, (_, label) = np.asarray(hit, float), np.unique(group, return_inverse=True)
+    num, sizes = len(hits), np.bincount(label)
+    share = hits.mean()
+    if len(sizes) < 2 or not 0 < share < 1:
+        return float(num**2 / (sizes**2).sum())
+    off = np.bincount(label, hits - share)
+    variance = (off**2).sum() / num**2 * len(sizes) / (len(sizes) - 1)
+    return float(min(num, share * (1 - share) / variance)) if variance > 0 else float(num)
+
+
+def promised_range(
+    coverage: float,
+    num_calibration: int,
+    num_new: int,
+    *,
+    effective_calibration: float | None = None,
+    effective_new: float | None = None,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Where the measured coverage lies if the promise is kept, by the sampling error of both sides.
+
+    Of new photos exchangeable with n calibration photos the number covered is beta-binomial: the
+    coverage itself is Beta(k, n + 1 − k), k = ⌈(n + 1)·coverage⌉ (Angelopoulos and Bates, A gentle
+    introduction to conformal prediction, 2023, section 3.2).
+
+    Args:
+        coverage: promised.
+        num_calibration, num_new: photos of either side, the former enough for a promise.
+        effective_calibration, effective_new: how many independent photos they are worth, see
+            :func:`effective_photos`, which widens the range; ``None``: all.
+        confidence: probability mass between the two ends.
+
+    Returns:
+        Lower and upper end, shares.
+    """
+    from scipy.stats import betabinom
+
+    rank = math.ceil(round((num_calibration + 1) * coverage, 9))
+    if rank > num_calibration:
+        return 1.0, 1.0
+    worth = (effective_calibration or num_calibration) / num_calibration
+    new = max(1, round(effective_new or num_new))
+    tail = (1 - confidence) / 2
+    hits = betabinom.ppf((tail, 1 - tail), new, worth * rank, worth * (num_calibration + 1 - rank))
+    low, high = hits / new
+    return float(low), float(high)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.errors import FeatureCacheError, PreparedSetError
+from geopak.errors import PreparedSetError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from geopak.build import Trained
+    from geopak.calibration import Calibration
     from geopak.data.dataset import PreparedSet
     from geopak.report.evaluation import Evaluation
     from geopak.retrieval import NearestPhotos
@@ -30,81 +31,46 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def photo_loader(
-    cfg: DictConfig, trained: Trained, prepared: PreparedSet, rows: NDArray[np.int64]
-) -> DataLoader[Batch]:
-    """Photos, or their cached features, in batches: each of the rows once.
-
-    Photos come from shards if there are any; features take their place where others of the same
-    encoders are in the cache already, so that the heads of a sweep share one encoding.
-
-    Raises:
-        GeopakError: shards of another set, or a feature cache that cannot be used.
-    """
-    from torch.utils.data import DataLoader
-
-    from geopak.data import features
-    from geopak.data.content_hashes import content_hashes
-    from geopak.data.dataset import PhotoDataset
-    from geopak.data.feature_store import hash_folder
-    from geopak.data.sampler import SequentialBatchSampler
-    from geopak.data.shards import ShardIndex, ShardPhotos, ShardRowSampler
-
-    model, choice = trained.model, str(cfg.feature_cache).lower()
-    if cfg.shards is not None:
-        index = ShardIndex.read(str(cfg.shards))
-        index.check(prepared, trained.region)
-        return DataLoader(
-            ShardPhotos(prepared, index, cfg.split, model.image_size),
-            batch_size=None,
-            sampler=ShardRowSampler(rows, cfg.batch_size, num_workers=cfg.num_workers),
-            num_workers=cfg.num_workers,
-        )
-    sampler = SequentialBatchSampler(rows.tolist(), cfg.batch_size)
-    photos = PhotoDataset(prepared, model.image_size)
-    fingerprint = model.encoder_fingerprint() if choice == "auto" else ""
-    if choice == "true" or features.are_known(cfg.feature_folder, fingerprint):
-        try:
-            cached = features.cached_features(
-                features.Encoding(model, model.cell_center_deg.device, num_workers=cfg.num_workers),
-                photos,
-                rows,
-                content_hashes([photos.paths[r] for r in rows], hash_folder(cfg.feature_folder)),
-                features.Pictures(model.image_size),
-                cfg.feature_folder,
-                "float32",
-            )
-            dataset = features.FeatureDataset(photos.truth, cached)
-            return DataLoader(dataset, batch_size=None, sampler=sampler)
-        except FeatureCacheError as error:
-            if choice == "true":
-                raise
-            log.warning("measuring on the photos themselves: %s", error)
-    return DataLoader(photos, batch_size=None, sampler=sampler, num_workers=cfg.num_workers)
-
-
 def run_model(
     trained: Trained,
     prepared: PreparedSet,
     rows: NDArray[np.int64],
     loader: DataLoader[Batch],
+    *,
+    block_km: float,
+    doubts: Sequence[str] = (),
+    abstain_below: float | None = None,
 ) -> Evaluation:
     """Predicts every photo by every decoding rule, end to end.
 
     Args:
-        trained: the model with its own cells.
+        trained: the model with its own cells, and its calibration if it has one.
         prepared: photos and their truth.
         rows: of the photos.
         loader: gives each of them once, in any order.
+        block_km: photos within a block of ground so wide resemble each other.
+        doubts: why the regions' promise may not hold for these photos.
+        abstain_below: see :class:`geopak.report.evaluation.Evaluation`.
     """
     import numpy as np
     import torch
 
-    from geopak.models.decode import cell_rank, compared_rules, decode
+    from geopak.calibration import (
+        COVERAGES,
+        answer_score,
+        calibrated,
+        calibrated_confidence,
+        region_mask,
+    )
+    from geopak.conformal import mass_before
+    from geopak.geo.distance import haversine_km_array
+    from geopak.inference import model_outputs
+    from geopak.models.decode import cell_rank, compared_rules, decode, joint_log_prob
+    from geopak.report.certainty import Claims, MeasuredRegions, PhotoRegions
     from geopak.report.evaluation import Evaluation
     from geopak.report.groups import group_photos
 
-    model, cells = trained.model, trained.cells
+    model, cells, calibration = trained.model, trained.cells, trained.calibration
     rules = compared_rules(trained.decoding.rule)
     device = model.cell_center_deg.device
     photos = prepared.photos.iloc[rows]
@@ -114,35 +80,83 @@ def run_model(
     cell_id = cells.nearest(latlon, province_id)
     place = np.full(len(prepared.photos), -1)
     place[rows] = np.arange(len(rows))
+    promises = [(c, per_province) for per_province in (False, True) for c in COVERAGES]
     parts: list[dict[str, torch.Tensor]] = []
     places: list[NDArray[np.int64]] = []
     with torch.inference_mode():
-        for batch in loader:
-            places.append(place[batch["row"].numpy()])
+        for row, raw in model_outputs(trained, loader):
+            places.append(place[row])
             true_cell = torch.from_numpy(cell_id[places[-1]]).to(device)
-            if "features" in batch:
-                output = model.heads(batch["features"].to(device).float())
-            else:
-                output = model(batch["image"].to(device).float() / 255)
+            output = raw if calibration is None else calibrated(raw, calibration)
             decoded = decode(model, output, trained.decoding, rules)
             main = decoded[trained.decoding.rule]
-            parts.append(
-                {f"rule/{rule}": d.latlon_deg for rule, d in decoded.items()}
-                | {
-                    "province_prob": output.province_logits.softmax(-1),
-                    "cell_rank": cell_rank(output, model.cell_province_id, true_cell),
-                    "confidence": main.confidence,
-                    "teacher_forced": model.locate(output.fused, true_cell),
-                    "hypothesis": main.hypothesis_latlon_deg,
-                    "probability": main.probability,
-                    "gate": output.gate,
+            confidence = main.confidence
+            if calibration is not None:
+                confidence = calibrated_confidence(
+                    confidence, calibration, trained.decoding.rule, trained.decoding.confidence_km
+                )
+            joint = joint_log_prob(output, model.cell_province_id).exp()
+            found = {f"rule/{rule}": d.latlon_deg for rule, d in decoded.items()} | {
+                "province_prob": output.province_logits.softmax(-1),
+                "cell_rank": cell_rank(output, model.cell_province_id, true_cell),
+                "top_cell_prob": joint.amax(-1),
+                "confidence": confidence,
+                "answer_score": answer_score(output, confidence, calibration),
+                "teacher_forced": model.locate(output.fused, true_cell),
+                "hypothesis": main.hypothesis_latlon_deg,
+                "probability": main.probability,
+                "gate": output.gate,
+            }
+            if calibration is not None:
+                plain = decode(model, raw, trained.decoding)[trained.decoding.rule]
+                found |= {
+                    "before/province_prob": raw.province_logits.softmax(-1),
+                    "before/cell_rank": cell_rank(raw, model.cell_province_id, true_cell),
+                    "before/cell": joint_log_prob(raw, model.cell_province_id).exp().amax(-1),
+                    "before/confidence": plain.confidence,
+                    "before/latlon": plain.latlon_deg,
                 }
-            )
+                area_km2 = torch.from_numpy(calibration.cell_area_km2).to(device)
+                score = mass_before(joint)
+                for coverage, per_province in promises:
+                    inside = region_mask(score, calibration, coverage, per_province)
+                    name = f"region/{coverage}/{per_province}"
+                    found[f"{name}/covered"] = inside.gather(1, true_cell.unsqueeze(1)).squeeze(1)
+                    found[f"{name}/cells"] = inside.sum(-1)
+                    found[f"{name}/km2"] = inside.double() @ area_km2
+            parts.append(found)
     # Batches from shards come in another order than the rows.
     order = np.argsort(np.concatenate(places))
-    found = {
+    found_all = {
         name: torch.cat([p[name] for p in parts]).cpu().double().numpy()[order] for name in parts[0]
     }
+    uncalibrated = regions = None
+    if calibration is not None:
+        before = found_all["before/province_prob"]
+        error_km = haversine_km_array(found_all["before/latlon"], latlon)
+        uncalibrated = Claims(
+            province=before.max(1),
+            province_right=before.argmax(1) == province_id,
+            cell=found_all["before/cell"],
+            cell_right=found_all["before/cell_rank"] == 0,
+            confidence=found_all["before/confidence"],
+            within=error_km <= trained.decoding.confidence_km,
+        )
+        regions = MeasuredRegions(
+            [
+                PhotoRegions(
+                    coverage,
+                    per_province,
+                    found_all[f"region/{coverage}/{per_province}/covered"].astype(bool),
+                    found_all[f"region/{coverage}/{per_province}/cells"].astype(np.int64),
+                    found_all[f"region/{coverage}/{per_province}/km2"],
+                )
+                for coverage, per_province in promises
+            ],
+            calibration.scores,
+            float(calibration.cell_area_km2.sum()),
+            doubts,
+        )
     return Evaluation(
         id=photos["id"].astype(str).to_list(),
         path=photos["path"].to_list(),
@@ -150,17 +164,22 @@ def run_model(
         province_id=province_id,
         cell_id=cell_id,
         urban=cells.urban[cell_id],
-        predicted_latlon_deg={rule: found[f"rule/{rule}"] for rule in rules},
+        predicted_latlon_deg={rule: found_all[f"rule/{rule}"] for rule in rules},
         rule=trained.decoding.rule,
-        province_prob=found["province_prob"],
-        cell_rank=found["cell_rank"].astype(np.int64),
-        confidence=found["confidence"],
+        province_prob=found_all["province_prob"],
+        cell_rank=found_all["cell_rank"].astype(np.int64),
+        top_cell_prob=found_all["top_cell_prob"],
+        confidence=found_all["confidence"],
         confidence_km=trained.decoding.confidence_km,
-        teacher_forced_latlon_deg=found["teacher_forced"],
-        hypothesis_latlon_deg=found["hypothesis"],
-        hypothesis_probability=found["probability"],
-        gate=found["gate"],
-        groups=group_photos(photos),
+        teacher_forced_latlon_deg=found_all["teacher_forced"],
+        hypothesis_latlon_deg=found_all["hypothesis"],
+        hypothesis_probability=found_all["probability"],
+        gate=found_all["gate"],
+        answer_score=found_all["answer_score"],
+        uncalibrated=uncalibrated,
+        regions=regions,
+        abstain_below=abstain_below,
+        groups=group_photos(photos, block_km),
     )
 
 
@@ -182,7 +201,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from geopak.build import load_trained
     from geopak.checkpoint import find_latest
     from geopak.data.dataset import PreparedSet
+    from geopak.data.manifest import split_settings
+    from geopak.inference import photo_loader
     from geopak.report.evaluation import write_report
+    from geopak.schema.preparation import SplitSettings
 
     checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -196,8 +218,18 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "or other_set=true if no photo of this set was trained on."
         )
     rows = prepared.rows(cfg.split)
-    loader = photo_loader(cfg, trained, prepared, rows)
-    evaluation = run_model(trained, prepared, rows, loader)
+    settings = split_settings(cfg.prepared)
+    if same_set and trained.calibration is not None:
+        check_calibration(trained.calibration, prepared, checkpoint)
+    evaluation = run_model(
+        trained,
+        prepared,
+        rows,
+        photo_loader(cfg, trained, prepared, rows, cfg.split),
+        block_km=float(settings.get("block_km", SplitSettings.block_km)),
+        doubts=doubts(cfg.split, same_set, settings.get("method")),
+        abstain_below=cfg.abstain_below,
+    )
     if cfg.retrieval:
         nearest = look_up(cfg, trained, prepared, rows)
         evaluation = dataclasses.replace(evaluation, nearest=nearest)
@@ -211,6 +243,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "split": cfg.split,
         "same set as training": same_set,
         "leaks": _leaks(prepared, cfg.split, same_set),
+        "calibration": _calibration_in_words(trained),
     }
     report = write_report(
         folder,
@@ -228,6 +261,72 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
+def check_calibration(calibration: Calibration, prepared: PreparedSet, checkpoint: Path) -> None:
+    """Makes sure that the model was calibrated on what are the set's val photos now.
+
+    Raises:
+        PreparedSetError: it was not, so that photos of another split may be among them.
+    """
+    from geopak.calibration import ids_fingerprint
+
+    split = calibration.fitted_on["split"]
+    now = prepared.photos["id"][prepared.photos["split"] == split]
+    if ids_fingerprint(now) != calibration.fitted_on["ids"]:
+        raise PreparedSetError(
+            f"{checkpoint} was calibrated on other photos than the {split} photos of this set: "
+            "photos of another split may have been among them. Calibrate it again: "
+            f"python -m geopak.calibrate ckpt={checkpoint}"
+        )
+
+
+def doubts(split: str, same_set: bool, method: str | None) -> list[str]:
+    """Why photos may not be exchangeable with those that a model was calibrated on.
+
+    Args:
+        split: of the photos.
+        same_set: they are of the set that the model was trained on.
+        method: how that was split; ``None``: not known.
+
+    Returns:
+        Sentences; none where nothing speaks against it.
+    """
+    if not same_set:
+        return [
+            "These photos are of another prepared set than the calibration's, so nothing is "
+            "promised for them: the coverage is what was measured."
+        ]
+    if split == "val":
+        return [
+            "These are the val photos that the model was calibrated on: the coverage here is no "
+            "measure of the promise."
+        ]
+    if split == "train":
+        return [
+            "The model has learned these photos by heart and was calibrated on photos that it had "
+            "not seen: the coverage here is no measure of the promise."
+        ]
+    if method == "spatial_blocks":
+        return [
+            "Whole blocks of ground were held out (split=spatial_blocks): test photos show ground "
+            "where neither training nor calibration has been, so photos of test and val are not "
+            "exchangeable, only their blocks are, and of these there are few. The promise is not "
+            "guaranteed here: the coverage is what was measured."
+        ]
+    if method is None:
+        return ["How this set was split is not known, so neither is whether the promise holds."]
+    return []
+
+
+def _calibration_in_words(trained: Trained) -> str:
+    if trained.calibration is None:
+        return "none: python -m geopak.calibrate"
+    found = trained.calibration
+    return (
+        f"temperatures {found.province_temperature:.3g} (province) and "
+        f"{found.cell_temperature:.3g} (cells)"
+    )
+
+
 def _leaks(prepared: PreparedSet, split: str, same_set: bool) -> str:
     """What train shows of the split's photos, in a line."""
     from geopak.data.leaks import leak_report
@@ -243,6 +342,8 @@ def print_results(report: Mapping[str, Any]) -> None:
     """Prints the main figures beside the baselines', and what they are worth."""
     from rich.console import Console
     from rich.table import Table
+
+    from geopak.report.certainty import verdict_in_words
 
     context = report["context"]
     table = Table(
@@ -268,6 +369,15 @@ def print_results(report: Mapping[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
+    for promise in report.get("regions", {"promises": {}})["promises"].values():
+        if not promise["per_province"]:
+            part = promise["overall"]
+            console.print(
+                f"region of {promise['coverage']:.0%}: holds {part['covered']['value']:.1%}, "
+                f"{verdict_in_words(part)}; median {part['area_km2']['median']:,.0f} km²",
+                highlight=False,
+                soft_wrap=True,
+            )
     console.print(context["leaks"], highlight=False, soft_wrap=True)
 
 

@@ -265,11 +265,24 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, num_bins: int = 10) -
     count = count[used]
     mean_claim = np.bincount(bins, claim, num_bins)[used] / count
     accuracy = np.bincount(bins, hit, num_bins)[used] / count
+    return Reliability(mean_claim, accuracy, count, *wilson_interval(accuracy, count))
+
+
+def wilson_interval(share: ArrayLike, count: ArrayLike) -> tuple[Array, Array]:
+    """95% interval of a share of independent photos (Wilson, 1927).
+
+    Args:
+        share: (...) that hit.
+        count: (...) photos, at least 1.
+
+    Returns:
+        Lower and upper end, (...) each.
+    """
+    p, n = np.asarray(share, float), np.asarray(count, float)
     z2 = 1.959964**2
-    middle = (accuracy + z2 / (2 * count)) / (1 + z2 / count)
-    spread = accuracy * (1 - accuracy) / count + z2 / (4 * count**2)
-    half = np.sqrt(z2 * spread) / (1 + z2 / count)
-    return Reliability(mean_claim, accuracy, count, middle - half, middle + half)
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    return middle - half, middle + half
 
 
 def expected_calibration_error(

@@ -8,7 +8,7 @@ for deep neural classifiers (ICLR 2019).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,61 +68,81 @@ def risk_curve(score: ArrayLike, loss: ArrayLike) -> RiskCurve:
 
 @dataclass(frozen=True, eq=False)
 class Familiarity:
-    """How unlike the known photos a photo is, by its fused embedding.
+    """How unlike the train photos a photo is, by what the model sees in it.
 
-    The squared Mahalanobis distance to the embeddings of known photos (Lee et al., A simple unified
-    framework for detecting out-of-distribution samples and adversarial attacks, NeurIPS 2018, with
-    one mean in place of one per class), told as the share of known photos that are as far off.
+    A Gaussian is fitted to vectors of train photos whose covariance is free along their K strongest
+    directions and the same along all others (Tipping and Bishop, Probabilistic principal component
+    analysis, 1999), so that fewer photos than numbers are enough. The squared Mahalanobis distance
+    to it (Lee et al., A simple unified framework for detecting out-of-distribution samples, NeurIPS
+    2018, without their classes) is told as the share of unseen photos of the region that are as far
+    off.
 
     Attributes:
-        mean: (D,) of the known photos.
-        whitening: (D, D) W with W·Wᵀ the inverse of their covariance.
-        distance: (n,) of known photos that had no part in the two, ascending.
+        mean, scale: (D,) of the train photos, number by number; 1 where all are the same.
+        directions: (K, D) unit vectors, in units of ``scale``.
+        variance: (K,) along these.
+        rest: () variance along any other.
+        distance: (n,) of unseen photos of the region, ascending.
     """
 
     mean: Tensor
-    whitening: Tensor
+    scale: Tensor
+    directions: Tensor
+    variance: Tensor
+    rest: Tensor
     distance: Tensor
 
     @classmethod
-    def fit(cls, fused: Tensor, held_out: Tensor) -> Familiarity:
+    def fit(cls, train: Tensor, unseen: Tensor, num_directions: int) -> Familiarity:
         """Learns what is usual.
 
         Args:
-            fused: (M, D) embeddings that mean and covariance are taken of; the covariance is shrunk
-                (Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance
-                matrices, 2004), so that M may be less than D.
-            held_out: (n, D) other embeddings, that distances are compared with.
+            train: (M, D) vectors of train photos; M at least 3.
+            unseen: (n, D) of photos of the region that the model was not trained on.
+            num_directions: K at the most; at least half of all directions stay for the rest.
         """
-        from sklearn.covariance import LedoitWolf
+        from sklearn.utils.extmath import randomized_svd
 
-        found = LedoitWolf().fit(fused.double().cpu().numpy())
-        precision = torch.from_numpy(np.linalg.inv(found.covariance_))
-        whitening = torch.linalg.cholesky(precision).float()
-        fitted = cls(torch.from_numpy(found.location_).float(), whitening, torch.empty(0))
-        distance = fitted.distance_of(held_out.cpu()).sort().values
-        return cls(fitted.mean, whitening, distance)
+        vectors = train.double().cpu().numpy()
+        mean, scale = vectors.mean(0), vectors.std(0)
+        scale = np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1.0)
+        standard = (vectors - mean) / scale
+        degrees = len(vectors) - 1
+        most = max(1, min(num_directions, degrees // 2, vectors.shape[1] // 2))
+        _, singular, directions = randomized_svd(standard, most, random_state=0)
+        variance = singular**2 / degrees
+        rest = ((standard**2).sum() / degrees - variance.sum()) / max(1, vectors.shape[1] - most)
+        # Where the strongest directions hold everything, any other counts as hardly varying.
+        rest = max(rest, 1e-6 * variance[-1], 1e-12)
+        parts = (mean, scale, directions, np.maximum(variance, rest), np.asarray(rest), np.empty(0))
+        fitted = cls(*(torch.from_numpy(part).float() for part in parts))
+        return replace(fitted, distance=fitted.distance_of(unseen.cpu()).sort().values)
 
-    def distance_of(self, fused: Tensor) -> Tensor:
-        """(B, D) embeddings -> (B,) squared Mahalanobis distance, on their device."""
-        off = fused.float() - self.mean.to(fused.device)
-        return (off @ self.whitening.to(fused.device)).square().sum(-1)
+    def distance_of(self, vectors: Tensor) -> Tensor:
+        """(B, D) -> (B,) squared Mahalanobis distance, on their device."""
+        mean, scale, directions, variance, rest, _ = (
+            value.to(vectors.device) for value in vars(self).values()
+        )
+        off = (vectors.float() - mean) / scale
+        along = off @ directions.T
+        beside = (off - along @ directions).square().sum(-1)
+        return (along.square() / variance).sum(-1) + beside / rest
 
-    def __call__(self, fused: Tensor) -> Tensor:
-        """(B, D) embeddings -> (B,) share of known photos that are at least as far off.
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """(B, D) -> (B,) share of the unseen photos that are at least as far off.
 
-        Of photos like the known ones it is uniform between 0 and 1: a conformal p-value. It counts
-        the photo itself among the known, so that it is never 0.
+        For photos like these it is uniform between 0 and 1: a conformal p-value. It counts the
+        photo itself among them, so that it is never 0.
         """
-        known = self.distance.to(fused.device)
-        nearer = torch.searchsorted(known, self.distance_of(fused).contiguous())
+        known = self.distance.to(vectors.device)
+        nearer = torch.searchsorted(known, self.distance_of(vectors).contiguous())
         return (len(known) - nearer + 1) / (len(known) + 1)
 
     def to_dict(self) -> dict[str, Tensor]:
         """Tensors, as a checkpoint holds them."""
-        return {"mean": self.mean, "whitening": self.whitening, "distance": self.distance}
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Familiarity:
         """Inverse of :meth:`to_dict`."""
-        return cls(data["mean"], data["whitening"], data["distance"])
+        return cls(**data)

@@ -145,6 +145,15 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return content
 
 
+def split_settings(folder: str | Path) -> dict[str, Any]:
+    """How a prepared set was split: ``method``, ``block_km``, …; empty where nothing says so."""
+    try:
+        settings = read_manifest(folder)["config"].get("split")
+    except PreparedSetError:
+        return {}
+    return dict(settings) if isinstance(settings, Mapping) else {}
+
+
 def changed_files(manifest: Mapping[str, Any], folder: str | Path) -> list[str]:
     """Names of the set's files that are missing or no longer what the manifest says."""
     folder = Path(folder)

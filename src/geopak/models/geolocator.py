@@ -223,6 +223,7 @@ class Geolocator(nn.Module):
             fused=fused,
             gate=gate,
             aux_latlon_deg=self.auxiliary_head(fused),
+            features=features,
         )
 
     def forward(self, image: Tensor) -> ModelOutput:

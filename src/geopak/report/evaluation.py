@@ -19,6 +19,13 @@ from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Region
 from geopak.report import figures
+from geopak.report.certainty import (
+    Claims,
+    MeasuredRegions,
+    summarize_claims,
+    summarize_regions,
+    summarize_silence,
+)
 from geopak.report.evaluation_page import evaluation_page
 from geopak.report.groups import PhotoGroups
 from geopak.report.page import write_page
@@ -43,6 +50,7 @@ class Evaluation:
         rule: the rule that the model answers with; all end-to-end metrics are of this one.
         province_prob: (N, P) probabilities.
         cell_rank: (N,) rank of the true cell by joint probability over all cells, 0 = first.
+        top_cell_prob: (N,) joint probability of the first cell.
         confidence: (N,) claimed probability that the truth lies within ``confidence_km`` of the
             prediction.
         confidence_km: kilometres.
@@ -50,6 +58,11 @@ class Evaluation:
         hypothesis_latlon_deg: (N, K, 2) degrees.
         hypothesis_probability: (N, K), sums to 1 over K.
         gate: (N,) weight of the scene encoder.
+        answer_score: (N,) how far the answer may be relied on; without a calibration the
+            confidence.
+        uncalibrated: what the same model claims without its calibration; ``None``: it has none.
+        regions: of a calibrated model, against their promise.
+        abstain_below: answer scores below this get no answer; ``None``: every photo is answered.
         groups: photos that resemble each other, which the bootstrap draws together; ``None``:
             photos are taken for independent.
         nearest: the most similar train photos, for one more baseline.
@@ -65,12 +78,17 @@ class Evaluation:
     rule: str
     province_prob: NDArray[np.float64]
     cell_rank: NDArray[np.int64]
+    top_cell_prob: NDArray[np.float64]
     confidence: NDArray[np.float64]
     confidence_km: float
     teacher_forced_latlon_deg: NDArray[np.float64]
     hypothesis_latlon_deg: NDArray[np.float64]
     hypothesis_probability: NDArray[np.float64]
     gate: NDArray[np.float64]
+    answer_score: NDArray[np.float64]
+    uncalibrated: Claims | None = None
+    regions: MeasuredRegions | None = None
+    abstain_below: float | None = None
     groups: PhotoGroups | None = None
     nearest: NearestPhotos | None = None
 
@@ -83,8 +101,18 @@ class Evaluation:
                 f"{', '.join(self.predicted_latlon_deg)}."
             )
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("predicted_latlon_deg", "rule", "confidence_km", "groups", "nearest"):
+        for name in (
+            "predicted_latlon_deg", "rule", "confidence_km", "uncalibrated", "regions",
+            "abstain_below", "groups", "nearest",
+        ):  # fmt: skip
             del columns[name]
+        if self.uncalibrated is not None:
+            columns |= {f"uncalibrated {k}": v for k, v in vars(self.uncalibrated).items()}
+        for promise in () if self.regions is None else self.regions.promises:
+            columns |= {
+                f"{name} of region {promise.name}": getattr(promise, name)
+                for name in ("covered", "num_cells", "area_km2")
+            }
         if self.nearest is not None:
             columns["nearest train photo"] = self.nearest.latlon_deg
         if self.groups is not None:
@@ -117,6 +145,18 @@ class Evaluation:
         """(N,) most probable province."""
         top: NDArray[np.int64] = np.argmax(self.province_prob, axis=1)
         return top
+
+    @property
+    def claims(self) -> Claims:
+        """What the model claims, and whether it holds."""
+        return Claims(
+            province=self.province_prob.max(1),
+            province_right=self.predicted_province_id == self.province_id,
+            cell=self.top_cell_prob,
+            cell_right=self.cell_rank == 0,
+            confidence=self.confidence,
+            within=self.error_km <= self.confidence_km,
+        )
 
     def error_of_rule_km(self, rule: str) -> NDArray[np.float64]:
         """(N,) end-to-end error of a decoding rule."""
@@ -210,6 +250,13 @@ def write_report(
         region.names,
     )
     figures.draw_reliability(folder / "reliability.png", report["calibration"])
+    figures.draw_silence(
+        folder / "silence.png", evaluation.answer_score, error_km, evaluation.confidence_km
+    )
+    if evaluation.regions is None:
+        (folder / "regions.png").unlink(missing_ok=True)
+    else:
+        figures.draw_regions(folder / "regions.png", report["regions"], evaluation.regions)
     figures.draw_photos(
         folder / "photos.png",
         _cards(evaluation, region, Path(photo_root)),
@@ -241,7 +288,8 @@ def summarize(
         Plain containers. ``end_to_end, rules/<rule>, baselines/<name>, teacher_forced,
         per_province/<key>, urban, rural`` hold metrics as ``{"value", "low", "high"}``, the ends of
         their 95% interval; a province without photos holds only ``num_photos``. Beside them
-        ``calibration, gate, num_photos, rule, intervals, context``.
+        ``calibration, silence, gate, num_photos, rule, intervals, context``, and of a calibrated
+        model ``regions``: see :mod:`geopak.report.certainty`.
     """
     statistic = _Statistics(evaluation, region, cells)
     points = statistic(np.ones((1, evaluation.num_photos)))
@@ -279,15 +327,29 @@ def summarize(
         # JSON knows no NaN, which a small province is in a resample that left all of it out.
         low, high = (end if np.isfinite(end) else None for end in intervals[path])
         where[name] = {"value": float(value[0]), "low": low, "high": high}
-    within = evaluation.error_km <= evaluation.confidence_km
-    top = evaluation.province_prob.max(1)
-    report["calibration"] = {
-        "province": _calibration(top, statistic.province_correct, num_bins),
-        "within_confidence_km": {
-            "confidence_km": float(evaluation.confidence_km),
-            **_calibration(evaluation.confidence, within, num_bins),
-        },
-    }
+    report["calibration"] = summarize_claims(evaluation.claims, evaluation.confidence_km, num_bins)
+    if evaluation.uncalibrated is not None:
+        report["calibration"]["before"] = summarize_claims(
+            evaluation.uncalibrated, evaluation.confidence_km, num_bins
+        )
+    if evaluation.regions is not None:
+        report["regions"] = summarize_regions(
+            evaluation.regions,
+            evaluation.province_id,
+            np.arange(evaluation.num_photos) if groups is None else groups.label,
+            region,
+            num_resamples=num_resamples,
+            confidence=CONFIDENCE,
+            seed=seed,
+        )
+    report["silence"] = summarize_silence(
+        evaluation.answer_score,
+        evaluation.error_km,
+        evaluation.province_id,
+        region,
+        evaluation.confidence_km,
+        evaluation.abstain_below,
+    )
     report["gate"] = {
         "mean": float(evaluation.gate.mean()),
         "per_province": {
@@ -375,23 +437,13 @@ class _Statistics:
         return {f"{section}/{name}": value for name, value in values.items()}
 
 
-def _calibration(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_], num_bins: int
-) -> dict[str, Any]:
-    bins = metrics.reliability(confidence, correct, num_bins)
-    return {
-        "expected_calibration_error": bins.expected_calibration_error,
-        "mean_confidence": float(np.mean(confidence)),
-        "accuracy": float(np.mean(correct)),
-        "bins": {f.name: getattr(bins, f.name).tolist() for f in fields(bins)},
-    }
-
-
 def predictions_frame(evaluation: Evaluation, region: Region, cells: CellTable) -> pd.DataFrame:
     """One row per photo: truth, prediction, errors and probabilities.
 
     Distances are in kilometres; ``error_km`` is of the main rule, ``error_km_<rule>`` of each,
-    ``baseline_km_<name>`` of the baselines. Photos of one ``group`` resemble each other.
+    ``baseline_km_<name>`` of the baselines; ``region_covered_90, region_num_cells_90,
+    region_area_km2_90`` and so on are of a calibrated model's regions. Photos of one ``group``
+    resemble each other.
     """
     groups = evaluation.groups
     predicted = evaluation.predicted_latlon_deg[evaluation.rule]
@@ -411,12 +463,18 @@ def predictions_frame(evaluation: Evaluation, region: Region, cells: CellTable) 
             "predicted_province": names[evaluation.predicted_province_id],
             "error_km": evaluation.error_km,
             "confidence": evaluation.confidence,
+            "answer_score": evaluation.answer_score,
             "cell_rank": evaluation.cell_rank,
             "teacher_forced_km": evaluation.teacher_forced_km,
             "gate": evaluation.gate,
             **{
                 f"error_km_{rule}": evaluation.error_of_rule_km(rule)
                 for rule in evaluation.predicted_latlon_deg
+            },
+            **{
+                f"region_{name}_{promise.name}": getattr(promise, name)
+                for promise in (() if evaluation.regions is None else evaluation.regions.promises)
+                for name in ("covered", "num_cells", "area_km2")
             },
             **{
                 f"baseline_km_{name}": error_km

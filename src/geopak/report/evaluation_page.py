@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from geopak.geo.region import Region
+from geopak.report.certainty import KEPT, LESS, MORE, verdict_in_words
 from geopak.report.figures import format_km, rule_title
 from geopak.report.groups import FEW_GROUPS, FEW_PHOTOS
 from geopak.report.page import Page, Section, Table
@@ -100,14 +101,25 @@ def evaluation_page(report: Mapping[str, Any], region: Region) -> Page:
                 "A probability is honest when things claimed at 70% happen 70% of the time. The "
                 f"top province is claimed at {calibration['province']['mean_confidence']:.0%} on "
                 f"average and right for {calibration['province']['accuracy']:.0%} of the photos; "
+                f"the top cell at {calibration['cell']['mean_confidence']:.0%} and "
+                f"{calibration['cell']['accuracy']:.0%}; "
                 f"'within {within['confidence_km']:g} km' is claimed at "
-                f"{within['mean_confidence']:.0%} and holds for {within['accuracy']:.0%}."
+                f"{within['mean_confidence']:.0%} and holds for {within['accuracy']:.0%}.",
+                "The model is calibrated: all figures of this report are of the calibrated one, "
+                "and this section shows its claims before and after."
+                if "before" in calibration
+                else "The model is not calibrated. python -m geopak.calibrate fits temperatures "
+                "on val, and with them come regions that hold the place with a promised "
+                "probability.",
             ],
+            table=_claim_table(calibration),
             figure="reliability.png",
-            caption="Expected calibration error is the mean gap to the diagonal. It has no "
+            caption="Expected calibration error (ECE) is the mean gap to the diagonal. It has no "
             "interval, because resampling can only add to it; the bars show how sure each point "
             "is.",
         ),
+        *(_region_sections(report) if "regions" in report else []),
+        _silence_section(report),
         Section(
             "Photos",
             figure="photos.png",
@@ -136,6 +148,188 @@ def evaluation_page(report: Mapping[str, Any], region: Region) -> Page:
         tiles=tiles,
         sections=sections,
     )
+
+
+def _claim_table(calibration: Mapping[str, Any]) -> Table:
+    states = {"before": calibration.get("before"), "after": calibration}
+    if states["before"] is None:
+        states = {"": calibration}
+    names = {
+        "province": "top province is right",
+        "cell": "top cell is right",
+        "within_confidence_km": "prediction is within "
+        f"{calibration['within_confidence_km']['confidence_km']:g} km",
+    }
+    columns = [f"{figure} {state}".strip() for state in states for figure in ("claimed", "ECE")]
+    rows = []
+    for key, title in names.items():
+        row = [title]
+        for content in states.values():
+            assert content is not None
+            row += [
+                f"{content[key]['mean_confidence']:.1%}",
+                f"{content[key]['expected_calibration_error']:.3f}",
+            ]
+        rows.append([*row, f"{calibration[key]['accuracy']:.1%}"])
+    return Table(("", *columns, "holds"), rows)
+
+
+def _region_sections(report: Mapping[str, Any]) -> list[Section]:
+    regions = report["regions"]
+    promises, made_of = regions["promises"], regions["calibration"]
+    overall = [p for p in promises.values() if not p["per_province"]]
+    rows = []
+    for promise in overall:
+        part = promise["overall"]
+        rows.append(
+            [
+                f"{promise['coverage']:.0%}",
+                _share(part["covered"]),
+                _range(part["covered"], "%"),
+                _range(part["covered"]["binomial"], "%"),
+                verdict_in_words(part),
+                f"{part['cells']['median']:,.0f}",
+                f"{part['area_km2']['median']:,.0f} km²",
+                f"{part['area_km2']['mean']:,.0f} km²",
+                f"{part['country_share']:.1%}",
+            ]
+        )
+    columns = (
+        "promised", "holds the place", "95% interval, groups", "photos one by one",
+        "promise (range if kept)", "median cells", "median area", "mean area", "of the country",
+    )  # fmt: skip
+    explanation = [
+        "A region is the smallest set of cells, most probable first, whose probability exceeds a "
+        f"threshold. The thresholds were read off {made_of['num_photos']:,} val photos of "
+        f"{made_of['num_groups']:,} groups, so that the promise does not depend on the model's "
+        "probabilities being right (split-conformal prediction). The ground of a cell is all that "
+        "is nearer to its center than to another's in its province: a place outside every cell's "
+        "own photos counts as held if the nearest cell of its province is in the region, and as "
+        "not held otherwise.",
+        "Photos of one place are dependent. The range in which the coverage of a kept promise "
+        "lies takes both samples for as many independent photos as their groups make them worth; "
+        "the interval beside it counts photos one by one, and is too narrow.",
+    ]
+    if any(p["overall"]["verdict"] == MORE for p in overall):
+        explanation.append(
+            "More than promised: no region is smaller than one cell, so that where the first cell "
+            "alone is right more often than promised, it is the region."
+        )
+    wide = [key for key in promises if promises[key]["per_province"]]
+    names = {key: part["name"] for key, part in report["per_province"].items()}
+    province_rows = []
+    for key, name in names.items():
+        parts = [promises[p]["provinces"].get(key) for p in wide]
+        plain = [p["provinces"].get(key) for p in overall]
+        if parts[0] is None:
+            continue
+        province_rows.append(
+            [
+                name,
+                f"{made_of['per_province'][key]:,}",
+                f"{parts[0]['num_photos']:,}",
+                *(_coverage_in_words(part) for part in parts),
+                f"{parts[-2]['area_km2']['median']:,.0f} km²",
+                *(f"{part['covered']['value']:.1%}" for part in plain[-2:-1]),
+            ]
+        )
+    share = f"{promises[wide[-2]]['coverage']:.0%}"
+    return [
+        Section(
+            "A region that holds the place",
+            explanation,
+            points=regions["doubts"],
+            table=Table(columns, rows),
+            figure="regions.png",
+            caption="Left: coverage with its interval over groups, and in grey where it lies if "
+            "the promise is kept. Right: the share of photos whose region is smaller.",
+        ),
+        Section(
+            "Regions promised to every province apart",
+            [
+                "With one threshold for all, a promise holds on average: provinces that the model "
+                "knows well get more than their share, others less. With a threshold per province "
+                "(Mondrian) each cell is held against its own province's, and the promise holds "
+                "for the photos of every province. Where a province has too few calibration "
+                "photos for a promise, all of its cells are in every region ('all cells')."
+            ],
+            points=regions["doubts"],
+            table=Table(
+                ("", "calibration photos", "photos",
+                 *(f"promised {promises[p]['coverage']:.0%}" for p in wide),
+                 f"median area at {share}", f"with one threshold at {share}"),
+                province_rows,
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def _coverage_in_words(part: Mapping[str, Any]) -> str:
+    if part["expected"]["low"] == 1:
+        return f"{_share(part['covered'])}, all cells"
+    mark = {KEPT: "kept", MORE: "more", LESS: "less"}[part["verdict"]]
+    low, high = part["expected"]["low"], part["expected"]["high"]
+    return f"{_share(part['covered'])}, {mark} ({low:.0%} to {high:.0%})"
+
+
+def _silence_section(report: Mapping[str, Any]) -> Section:
+    silence = report["silence"]
+    wrong, mean = silence["areas"]["wrong"], silence["areas"]["mean_km"]
+    rows = []
+    lines = [(f"the surest {line['share']:.0%}", line) for line in silence["answered"]]
+    if (chosen := silence["abstain_below"]) is not None:
+        score = f"{chosen['score']:g}"
+        lines += [(f"answer score from {score}", chosen["answered"])]
+        lines += [(f"answer score below {score}", chosen["not_answered"])]
+    for title, line in lines:
+        if not line["num_photos"]:
+            rows.append([title, "0", "0.0%", *["n/a"] * 4])
+            continue
+        rows.append(
+            [
+                title,
+                f"{line['num_photos']:,}",
+                f"{line['share']:.1%}",
+                f"{line['lowest_score']:.3f}",
+                f"{line['within']:.1%}",
+                f"{format_km(line['median_km'])} km",
+                f"{format_km(line['mean_km'])} km",
+            ]
+        )
+    kind = (
+        "the calibrated confidence, cut down for photos unlike those that the model knows"
+        if "before" in report["calibration"]
+        else "the confidence: the model is not calibrated, so that nothing tells it what is unlike "
+        "the photos it knows"
+    )
+    points = []
+    if chosen is not None:
+        shares = ", ".join(
+            f"{report['per_province'][key]['name']} {share:.0%}"
+            for key, share in chosen["per_province"].items()
+        )
+        points.append(f"Share answered with abstain_below={chosen['score']:g}: {shares}.")
+    return Section(
+        "What if it answers only when it is sure?",
+        [
+            f"The answer score is {kind}. With abstain_below a photo of a lower score gets no "
+            "answer. The area under the curve is what answers cost on average over all shares "
+            f"answered: of answers more than {silence['within_km']:g} km off {wrong['score']:.3f}, "
+            f"between {wrong['random']:.3f} without a score and {wrong['oracle']:.3f} for one that "
+            f"knows the error ({wrong['gained']:.0%} of the way); of the mean error "
+            f"{format_km(mean['score'])} km, between {format_km(mean['random'])} and "
+            f"{format_km(mean['oracle'])} km ({mean['gained']:.0%})."
+        ],
+        points=points,
+        table=Table(
+            ("", "photos", "answered", "lowest score", f"within {silence['within_km']:g} km",
+             "median error", "mean error"),
+            rows,
+        ),
+        figure="silence.png",
+        caption="Lower is better. All photos here are of the region and show a place; how the "
+        "score treats others is in docs/certainty.md.",
+    )  # fmt: skip
 
 
 def _distance_cells(content: Mapping[str, Any]) -> list[str]:

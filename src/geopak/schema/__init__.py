@@ -12,6 +12,7 @@ from importlib import import_module
 _PLACES = {
     "train": ("train", "TrainConfig"),
     "evaluate": ("commands", "EvaluateConfig"),
+    "calibrate": ("commands", "CalibrateConfig"),
     "predict": ("commands", "PredictConfig"),
     "prepare": ("commands", "PrepareConfig"),
     "doctor": ("commands", "DoctorConfig"),

@@ -53,6 +53,7 @@ class EvaluateConfig:
     feature_cache: CacheChoice
     feature_folder: str
     other_set: bool
+    abstain_below: Share | None
     out: str | None
     bootstrap_resamples: Count
     seed: Natural
@@ -73,6 +74,31 @@ class EvaluateConfig:
                 "their files",
                 "Leave out shards= and feature_cache=false.",
             )
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """``conf/calibrate.yaml``."""
+
+    paths: Paths
+    ckpt: str | None
+    name: str
+    root: str
+    prepared: str
+    shards: str | None
+    feature_cache: CacheChoice
+    feature_folder: str
+    train_photos: Annotated[int, Range(least=3)]
+    out: str | None
+    seed: Natural
+    device: Device | None
+    batch_size: Count
+    num_workers: Natural
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if self.shards is not None and str(self.feature_cache).lower() == "true":
+            yield Problem("feature_cache", "feature_cache=true is for photo files, not for shards=")
 
 
 @dataclass(frozen=True)
