@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from geopak.build import load_trained
-from geopak.calibration import answer_score, calibrated, region_mask
+from geopak.calibration import answer_score, calibrated, calibrated_confidence, region_mask
 from geopak.conformal import mass_before
 from geopak.data.images import Photo, files_of, load_image, name_of, stack_images
 from geopak.errors import ConfigError, PhotoError
@@ -245,7 +245,11 @@ class GeopakPredictor:
         if calibration is not None:
             output = calibrated(output, calibration)
         decoded = decode(model, output, self.decoding)[self.decoding.rule]
-        region, area = None, torch.zeros_like(decoded.confidence)
+        confidence = decoded.confidence
+        if calibration is not None:
+            rule, confidence_km = self.decoding.rule, self.decoding.confidence_km
+            confidence = calibrated_confidence(confidence, calibration, rule, confidence_km)
+        region, area = None, torch.zeros_like(confidence)
         if calibration is not None and self.coverage is not None:
             score = mass_before(joint_log_prob(output, model.cell_province_id).exp())
             inside = region_mask(score, calibration, self.coverage, self.per_province)
@@ -255,9 +259,9 @@ class GeopakPredictor:
         # One tensor, because every transfer from a GPU takes its time.
         parts = (
             decoded.latlon_deg,
-            decoded.confidence.unsqueeze(-1),
+            confidence.unsqueeze(-1),
             output.gate.unsqueeze(-1),
-            answer_score(output, decoded.confidence, calibration).unsqueeze(-1),
+            answer_score(output, confidence, calibration).unsqueeze(-1),
             area.unsqueeze(-1),
             output.province_logits.softmax(-1),
             decoded.cell_id,

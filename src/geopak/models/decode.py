@@ -117,6 +117,10 @@ def decode_max_within_km(points_deg: Tensor, probability: Tensor, within_km: flo
     return torch.where(keeps_all.unsqueeze(-1), mean, center)
 
 
+# Of the cells whose positions the confidence adds up, the most probable so many are refined. The rest
+# count by their centers: they hold next to nothing, and large regions have thousands.
+MOST_REFINED = 64
+
 Rule = Callable[[Tensor, Tensor, float], Tensor]
 RULES: dict[str, Rule] = {
     "mean": decode_mean,
@@ -145,6 +149,12 @@ def decode(
 ) -> dict[str, Decoded]:
     """Decodes a batch by one or several rules over the same hypotheses.
 
+    The confidence is the probability of all cells whose refined position lies within
+    ``confidence_km`` of the answer. Centers in place of refined positions would say 0% of an answer
+    in the outskirts of its own cell, and of nine definitions tried on val (shares of discs of
+    several sizes, hypotheses alone) none told right answers from wrong ones better, nor claimed
+    more closely what held, before and after temperatures.
+
     Args:
         model: places the hypotheses within their cells.
         output: its output for the batch.
@@ -157,35 +167,23 @@ def decode(
     cell_id, probability = select_hypotheses(
         output, model.cell_province_id, options.top_provinces, options.top_cells
     )
-    points = model.locate(output.fused, cell_id).float()
     mass = joint_log_prob(output, model.cell_province_id).exp()
+    likely = mass.topk(min(MOST_REFINED, mass.shape[-1]), dim=-1).indices
+    refined = torch.cat((cell_id, likely), dim=-1)
+    places = model.locate(output.fused, refined).float()
+    points = places[:, : cell_id.shape[-1]]
     decoded = {}
     for rule in rules or (options.rule,):
         if rule == REGRESSION:
             place = output.aux_latlon_deg.float()
         else:
             place = RULES[rule](points, probability, options.within_km)
-        center_km = haversine_km(place.unsqueeze(1), model.cell_center_deg)
-        confidence = (mass * (center_km <= options.confidence_km)).sum(-1).clamp(max=1.0)
+        here = place.unsqueeze(1)
+        near = haversine_km(here, model.cell_center_deg) <= options.confidence_km
+        near.scatter_(1, refined, haversine_km(here, places) <= options.confidence_km)
+        confidence = (mass * near).sum(-1).clamp(max=1.0)
         decoded[rule] = Decoded(place, cell_id, points, probability, confidence)
     return decoded
-
-
-def infer(
-    model: Geolocator, image: Tensor, options: DecodingOptions, rules: Sequence[str] | None = None
-) -> tuple[ModelOutput, dict[str, Decoded]]:
-    """From loaded photos to decoded predictions.
-
-    Args:
-        model: in eval mode.
-        image: (B, 3, H, W) uint8, on any device.
-        options, rules: see :func:`decode`.
-
-    Returns:
-        The model's output, and :class:`geopak.types.Decoded` per rule.
-    """
-    output = model(image.to(model.cell_center_deg.device).float() / 255)
-    return output, decode(model, output, options, rules)
 
 
 def cell_rank(output: ModelOutput, cell_province_id: Tensor, cell_id: Tensor) -> Tensor:
