@@ -164,8 +164,9 @@ def _gps_line(outcome: Outcome) -> str:
     import numpy as np
 
     error = np.array(outcome.gps_error_km)
+    photos = "1 photo" if len(error) == 1 else f"{len(error):,} photos"
     text = (
-        f"against the GPS of {len(error):,} photos: median {np.median(error):.1f} km, mean "
+        f"against the GPS of {photos}: median {np.median(error):.1f} km, mean "
         f"{error.mean():.1f} km, {np.mean(error <= 25):.0%} within 25 km"
     )
     if outcome.gps_in_region:

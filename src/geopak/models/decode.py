@@ -117,8 +117,8 @@ def decode_max_within_km(points_deg: Tensor, probability: Tensor, within_km: flo
     return torch.where(keeps_all.unsqueeze(-1), mean, center)
 
 
-# Of the cells whose positions the confidence adds up, the most probable so many are refined. The rest
-# count by their centers: they hold next to nothing, and large regions have thousands.
+# Of the cells whose positions the confidence adds up, the most probable so many are refined. The
+# rest count by their centers: they hold next to nothing, and large regions have thousands.
 MOST_REFINED = 64
 
 Rule = Callable[[Tensor, Tensor, float], Tensor]

@@ -90,7 +90,8 @@ def plain_grounds(grounds: Sequence[Ground]) -> list[Ground]:
 
 def joined_ground(region: PlaceRegion, grounds: Sequence[Ground]) -> Ground:
     """The ground of a region's cells as one geometry, longitudes between -180 and 180."""
-    union = shapely.coverage_union_all([grounds[k] for k in region.cell_ids])
+    # On a grid, so that neighbours that touch nearly touch.
+    union = shapely.union_all([grounds[k] for k in region.cell_ids], grid_size=10**-_DECIMALS)
     polygons = [p for p in shapely.get_parts(union) if isinstance(p, Polygon)]
     return cut_at_antimeridian(MultiPolygon(polygons))
 
@@ -434,13 +435,15 @@ class _TextFile:
             if file.read(len(start)) != start:
                 raise _foreign(self.path, "holds something else, or answers of another model")
             for number, raw in enumerate(file):
+                if not raw.endswith(b"\n"):
+                    return  # cut off, even where what is left could be read
                 line = raw.decode(errors="replace").rstrip("\n").removesuffix(separator)
                 try:
                     photo, model = self._form.identify(line)
                 except (ValueError, KeyError, IndexError, TypeError):
                     if number == 0 and not start:
                         raise _foreign(self.path, "holds something else") from None
-                    return  # the end, or where a write was cut off
+                    return  # the end
                 if model != self._form.setting.model:
                     raise _foreign(self.path, "holds answers of another model or other options")
                 if photo in wanted and photo not in self.done:

@@ -39,7 +39,8 @@ def page_around(region: Region, outlines: Outlines, grounds: Sequence[Ground]) -
     for polygon in outlines.polygons:
         circle = shapely.maximum_inscribed_circle(polygon, tolerance=0.05)
         lon, lat = circle.coords[0]
-        labels.append([round(lat, _DECIMALS), round(lon, _DECIMALS)])
+        # Names stand where there is room for them.
+        labels.append([round(value, _DECIMALS) for value in (lat, lon, circle.length)])
     base = {
         "names": list(region.names),
         "colors": province_colors(region.num_provinces),
