@@ -19,6 +19,7 @@ from geopak.cli import entry_point
 from geopak.errors import CheckpointError, ConfigError, PhotoError
 
 if TYPE_CHECKING:
+    from geopak.geo.extents import Ground
     from geopak.predictor import GeopakPredictor
     from geopak.report.prediction_files import AnswerFile, Entry
     from geopak.results import Answer
@@ -313,7 +314,7 @@ def open_file(cfg: DictConfig, predictor: GeopakPredictor, photos: Sequence[str]
 
     suffix = Path(cfg.out).suffix.lower()
     trained = predictor.trained
-    grounds: list[files.Ground] = []
+    grounds: list[Ground] = []
     if predictor.coverage is not None and suffix in (".geojson", ".kml", ".html"):
         from geopak.geo.extents import cell_extents
 

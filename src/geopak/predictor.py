@@ -118,7 +118,7 @@ class GeopakPredictor:
     @overload
     def predict(self, photos: Photo) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, photos: Sequence[Photo]) -> list[Answer]: ...
+    def predict(self, photos: Sequence[Photo]) -> list[Answer]: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, photos: Iterable[Photo]) -> Iterator[Answer]: ...
     def predict(
@@ -140,18 +140,17 @@ class GeopakPredictor:
             PhotoError: the only photo is missing or unreadable, or a folder holds none.
         """
         if isinstance(photos, (str, Path)) and os.path.isdir(photos):
-            answers = list(self.stream(photos))
-            if not answers:
+            in_folder = list(self.stream(photos))
+            if not in_folder:
                 raise PhotoError(f"{photos} holds no image file.")
-            return answers
+            return in_folder
         if _is_photo(photos):
             photo, image = self._read(photos)
             if isinstance(image, PhotoError):
                 raise image
             return self._answers(self._infer(image.unsqueeze(0)), [photo])[0]
-        if isinstance(photos, Sequence):
-            return list(self.stream(photos))
-        return self.stream(photos)
+        answers = self.stream(photos)  # type: ignore[arg-type]
+        return list(answers) if isinstance(photos, Sequence) else answers
 
     def stream(self, photos: Iterable[Photo] | str | Path) -> Iterator[Answer]:
         """Answers one after another, in the order of the photos, in memory that does not grow.

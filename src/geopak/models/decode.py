@@ -119,7 +119,7 @@ def decode_max_within_km(points_deg: Tensor, probability: Tensor, within_km: flo
 
 # Of the cells whose positions the confidence adds up, the most probable so many are refined. The
 # rest count by their centers: they hold next to nothing, and large regions have thousands.
-MOST_REFINED = 64
+MOST_REFINED = 16
 
 Rule = Callable[[Tensor, Tensor, float], Tensor]
 RULES: dict[str, Rule] = {

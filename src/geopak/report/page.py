@@ -31,7 +31,7 @@ class Table:
     words: Sequence[int] = ()
 
 
-def small_jpeg(file: Path, side_px: int, formats: Sequence[str] | None = None) -> bytes:
+def small_jpeg(file: Path, side_px: int, formats: tuple[str, ...] | None = None) -> bytes:
     """A photo as a small JPEG, upright and without its metadata.
 
     Args:

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
@@ -26,11 +26,11 @@ from shapely.geometry import MultiPolygon, Polygon, mapping
 
 from geopak.errors import GeopakError
 from geopak.geo.circles import cut_at_antimeridian
+from geopak.geo.extents import Ground
 from geopak.geo.region import Region
 from geopak.results import Answer, PlaceRegion, Prediction
 from geopak.schema.commands import ANSWER_FORMATS
 
-Ground = Polygon | MultiPolygon
 # A metre, of coordinates in degrees.
 _DECIMALS = 5
 _PART_ROWS, _PART_SECONDS = 5_000, 60.0
@@ -120,7 +120,7 @@ class AnswerFile(Protocol):
         done: names, see :func:`written`, of the photos that it holds already.
     """
 
-    done: Collection[str]
+    done: dict[str, None]
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Adds answers; they are in the file, or in its parts, when this returns."""

@@ -17,9 +17,10 @@ from markupsafe import Markup
 from shapely.geometry import Polygon
 
 from geopak.geo.boundaries import Outlines
+from geopak.geo.extents import Ground
 from geopak.geo.region import Region
 from geopak.report.maps import province_colors
-from geopak.report.prediction_files import Entry, Ground
+from geopak.report.prediction_files import Entry
 
 _RECORDS = "<!--records-->"
 # Coordinates on the map: a hundred metres, about the thickness of its lines when zoomed in.
