@@ -36,7 +36,8 @@ def main() -> None:
     cell = torch.randn(BATCH, cells.num_cells).log_softmax(-1).requires_grad_()
     located = (latlon + 0.01 * torch.randn(BATCH, 2)).requires_grad_()
     auxiliary = (latlon + torch.randn(BATCH, 2)).requires_grad_()
-    output = ModelOutput(province, cell, torch.zeros(BATCH, 1), torch.zeros(BATCH), auxiliary)
+    unused = torch.zeros(BATCH, 1)
+    output = ModelOutput(province, cell, unused, torch.zeros(BATCH), auxiliary, unused)
 
     def forward() -> None:
         with torch.no_grad():

@@ -383,11 +383,13 @@ def load_trained(
         phase=identity["phase"],
         path=Path(path),
         config=identity["config"],
-        calibration=_calibration(checkpoint, path) if calibration else None,
+        calibration=_calibration(checkpoint, path, device) if calibration else None,
     )
 
 
-def _calibration(checkpoint: Mapping[str, Any], path: str | Path) -> Calibration | None:
+def _calibration(
+    checkpoint: Mapping[str, Any], path: str | Path, device: str | torch.device
+) -> Calibration | None:
     """What ``geopak.calibrate`` has left in a checkpoint.
 
     Raises:
@@ -408,7 +410,7 @@ def _calibration(checkpoint: Mapping[str, Any], path: str | Path) -> Calibration
             f"{path} has a calibration of other weights than it holds: it says nothing of this "
             f"model. {again}"
         )
-    return calibration
+    return dataclasses.replace(calibration, familiarity=calibration.familiarity.to(device))
 
 
 def build_datamodule(

@@ -37,7 +37,7 @@ def fit(
     prepared: PreparedSet,
     rows: NDArray[np.int64],
     output: ModelOutput,
-    train: Tensor,
+    train: Tensor | None,
     block_km: float,
     seed: int,
 ) -> tuple[Calibration, dict[str, Any]]:
@@ -52,7 +52,8 @@ def fit(
         prepared: the set.
         rows: (N,) of its val photos.
         output: of the model for these, not calibrated, on the CPU.
-        train: (M, D) of :func:`geopak.calibration.seen`, what the model sees in train photos.
+        train: (M, D) of :func:`geopak.calibration.seen`, what the model sees in train photos;
+            ``None``: the first half of val stands for them.
         block_km: photos within a block of ground so wide resemble each other.
         seed: of the halves.
 
@@ -112,7 +113,7 @@ def fit(
         ),
     }
     for name, temperature in temperatures.items():
-        if not 1.01 * LOWEST_TEMPERATURE < temperature < 0.99 * HIGHEST_TEMPERATURE:
+        if not 2 * LOWEST_TEMPERATURE < temperature < 0.99 * HIGHEST_TEMPERATURE:
             log.warning(
                 "warning: the %s temperature, %.3g, is at the end of what is tried: the "
                 "distribution %s.", name, temperature,
@@ -126,7 +127,9 @@ def fit(
         cells_per_province=sizes,
         cell_area_km2=cell_areas_km2(trained.cells, trained.outlines),
         scores=ConformalScores(np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64)),
-        familiarity=Familiarity.fit(train, seen(output)[other], NUM_DIRECTIONS),
+        familiarity=Familiarity.fit(
+            seen(output)[half] if train is None else train, seen(output)[other], NUM_DIRECTIONS
+        ),
         fitted_on={
             "split": SPLIT,
             "ids": ids_fingerprint(photos["id"]),
@@ -199,7 +202,7 @@ def _decoded(trained: Trained, output: ModelOutput, rules: Sequence[str]) -> dic
 def _outputs(
     cfg: DictConfig, trained: Trained, prepared: PreparedSet, rows: NDArray[np.int64], split: str
 ) -> tuple[NDArray[np.int64], ModelOutput]:
-    """Row numbers and the model's output for photos, on the CPU."""
+    """Row numbers, ascending, and the model's output for their photos, on the CPU."""
     import numpy as np
     import torch
 
@@ -207,13 +210,16 @@ def _outputs(
     from geopak.types import ModelOutput
 
     parts = list(model_outputs(trained, photo_loader(cfg, trained, prepared, rows, split)))
+    found = np.concatenate([numbers for numbers, _ in parts])
+    # Batches from shards come in another order than the rows.
+    order = torch.from_numpy(np.argsort(found))
     output = ModelOutput(
         **{
-            f.name: torch.cat([getattr(part, f.name).cpu() for _, part in parts]).float()
+            f.name: torch.cat([getattr(part, f.name).cpu() for _, part in parts]).float()[order]
             for f in dataclasses.fields(ModelOutput)
         }
     )
-    return np.concatenate([found for found, _ in parts]), output
+    return found[order.numpy()], output
 
 
 def calibrate(cfg: DictConfig) -> dict[str, Any]:
@@ -247,15 +253,15 @@ def calibrate(cfg: DictConfig) -> dict[str, Any]:
             f"so its {SPLIT} photos may be the model's train photos. Pass prepared=FOLDER of that "
             "set."
         )
-    rows = prepared.rows(SPLIT)
-    order, output = _outputs(cfg, trained, prepared, rows, SPLIT)
-    train_rows = prepared.rows("train")
-    chosen = np.random.default_rng(cfg.seed).permutation(train_rows)[: cfg.train_photos]
-    _, of_train = _outputs(cfg, trained, prepared, np.sort(chosen), "train")
+    rows, output = _outputs(cfg, trained, prepared, prepared.rows(SPLIT), SPLIT)
+    train = None
+    # Shards hold train photos as a balanced stream alone.
+    if cfg.shards is None:
+        drawn = np.random.default_rng(cfg.seed).permutation(prepared.rows("train"))
+        chosen = np.sort(drawn[: cfg.train_photos])
+        train = seen(_outputs(cfg, trained, prepared, chosen, "train")[1])
     block_km = float(split_settings(cfg.prepared).get("block_km", SplitSettings.block_km))
-    calibration, changes = fit(
-        trained, prepared, order, output, seen(of_train), block_km, int(cfg.seed)
-    )
+    calibration, changes = fit(trained, prepared, rows, output, train, block_km, int(cfg.seed))
     out = Path(cfg.out).expanduser() if cfg.out else checkpoint
     store(calibration, checkpoint, out, state)
     per_province = np.bincount(

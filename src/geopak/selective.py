@@ -119,14 +119,11 @@ class Familiarity:
         return replace(fitted, distance=fitted.distance_of(unseen.cpu()).sort().values)
 
     def distance_of(self, vectors: Tensor) -> Tensor:
-        """(B, D) -> (B,) squared Mahalanobis distance, on their device."""
-        mean, scale, directions, variance, rest, _ = (
-            value.to(vectors.device) for value in vars(self).values()
-        )
-        off = (vectors.float() - mean) / scale
-        along = off @ directions.T
-        beside = (off - along @ directions).square().sum(-1)
-        return (along.square() / variance).sum(-1) + beside / rest
+        """(B, D) -> (B,) squared Mahalanobis distance."""
+        off = (vectors.float() - self.mean) / self.scale
+        along = off @ self.directions.T
+        beside = (off - along @ self.directions).square().sum(-1)
+        return (along.square() / self.variance).sum(-1) + beside / self.rest
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """(B, D) -> (B,) share of the unseen photos that are at least as far off.
@@ -134,9 +131,12 @@ class Familiarity:
         For photos like these it is uniform between 0 and 1: a conformal p-value. It counts the
         photo itself among them, so that it is never 0.
         """
-        known = self.distance.to(vectors.device)
-        nearer = torch.searchsorted(known, self.distance_of(vectors).contiguous())
-        return (len(known) - nearer + 1) / (len(known) + 1)
+        nearer = torch.searchsorted(self.distance, self.distance_of(vectors).contiguous())
+        return (len(self.distance) - nearer + 1) / (len(self.distance) + 1)
+
+    def to(self, device: str | torch.device) -> Familiarity:
+        """The same on a device, that of the vectors to be asked about."""
+        return Familiarity(**{name: value.to(device) for name, value in vars(self).items()})
 
     def to_dict(self) -> dict[str, Tensor]:
         """Tensors, as a checkpoint holds them."""

@@ -40,7 +40,7 @@ class ModelOutput:
         gate: (B,) weight of the scene encoder in the fusion, in (0, 1); without a gate a constant:
             0.5 where both encoders are fused, 0 or 1 where one is left out.
         aux_latlon_deg: (B, 2) coordinate of the auxiliary head, degrees.
-        features: (B, semantic + scene) of the encoders, that all else was made of.
+        features: (B, D) of the encoders that all else was made of, side by side.
     """
 
     province_logits: Tensor

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from geopak.checkpoint import read_checkpoint
 from geopak.data.shards import INDEX_NAME, ShardBatches, ShardIndex
 from geopak.types import Batch
 
@@ -107,6 +108,35 @@ def test_evaluation_from_shards_gives_the_numbers_of_the_files(
     assert reports[0] == reports[1]
     tables = [pd.read_parquet(tmp_path / n / "predictions.parquet") for n in ("files", "shards")]
     pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.slow
+def test_calibration_from_shards_gives_the_numbers_of_the_files(
+    shards: Path, root: Path, phases: dict[int, Path], tmp_path: Path
+) -> None:
+    common = (f"ckpt={phases[2]}", "batch_size=7")
+    files = run_command("calibrate", *common, "num_workers=0", f"out={tmp_path / 'files.ckpt'}")
+    assert files.status == 0, files.text
+    streamed = run_command(
+        "calibrate",
+        *common,
+        "num_workers=2",
+        f"root={tmp_path / 'nothing'}",
+        f"prepared={root / 'prepared'}",
+        f"shards={shards}",
+        f"out={tmp_path / 'shards.ckpt'}",
+    )
+    assert streamed.status == 0, streamed.text
+    ours, theirs = (
+        read_checkpoint(tmp_path / f"{n}.ckpt")["geopak"]["calibration"]
+        for n in ("files", "shards")
+    )
+    assert ours["fitted_on"] == theirs["fitted_on"]
+    assert ours["province_temperature"] == pytest.approx(theirs["province_temperature"], rel=1e-3)
+    assert ours["cell_temperature"] == pytest.approx(theirs["cell_temperature"], rel=1e-3)
+    torch.testing.assert_close(ours["score"], theirs["score"], atol=1e-4, rtol=1e-3)
+    # Train photos are not to be had one by one: half of val stands for them.
+    assert not torch.equal(ours["familiarity"]["mean"], theirs["familiarity"]["mean"])
 
 
 def test_evaluation_refuses_shards_of_another_set(

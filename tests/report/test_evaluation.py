@@ -45,7 +45,7 @@ CELLS = CellTable(
 CONTEXT = {"split": "test", "checkpoint": Path("best.ckpt"), "decoding": {"within_km": 25}}
 FILES = {
     "report.json", "report.md", "report.html", "predictions.parquet", "error_map.png",
-    "error_curve.png", "confusion.png", "reliability.png", "photos.png",
+    "error_curve.png", "confusion.png", "reliability.png", "photos.png", "silence.png",
 }  # fmt: skip
 
 
@@ -71,12 +71,14 @@ def make_evaluation(num: int, provinces: tuple[int, ...] = (0, 1), seed: int = 0
         rule="mean",
         province_prob=rng.dirichlet(np.ones(3), num),
         cell_rank=rng.integers(0, 8, num),
+        top_cell_prob=rng.random(num),
         confidence=rng.random(num),
         confidence_km=25.0,
         teacher_forced_latlon_deg=truth + rng.normal(0, 0.02, (num, 2)),
         hypothesis_latlon_deg=hypotheses,
         hypothesis_probability=probability,
         gate=rng.random(num),
+        answer_score=rng.random(num),
     )
 
 
@@ -213,7 +215,7 @@ def test_predictions_have_a_row_per_photo(written: Path) -> None:
 def test_html_is_complete_in_one_file(written: Path) -> None:
     html = (written / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"')\s>]+)", html)
-    assert len(sources) == 5
+    assert len(sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in re.sub(r"base64,[^\"]+", "", html)
     assert "Middle &lt;b&gt;" in html

@@ -28,8 +28,9 @@ def batch_of(rows: list[int], seed: int) -> tuple[Batch, ModelOutput, Decoded]:
         row=torch.tensor(rows),
     )
     output = ModelOutput(
-        uniform(n, NUM_PROVINCES), uniform(n, NUM_CELLS), uniform(n, 4), uniform(n), uniform(n, 2)
-    )
+        uniform(n, NUM_PROVINCES), uniform(n, NUM_CELLS), uniform(n, 4), uniform(n), uniform(n, 2),
+        uniform(n, 6),
+    )  # fmt: skip
     decoded = Decoded(
         30 + uniform(n, 2),
         integers(NUM_CELLS, n, NUM_HYPOTHESES),

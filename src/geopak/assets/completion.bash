@@ -27,4 +27,4 @@ _geopak_complete() {
 # A key and its value are one word.
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F _geopak_complete \
-    python python3 geopak-synthetic geopak-prepare geopak-train geopak-evaluate geopak-predict
+    python python3 geopak-synthetic geopak-prepare geopak-train geopak-calibrate geopak-evaluate geopak-predict

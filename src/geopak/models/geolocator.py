@@ -210,9 +210,9 @@ class Geolocator(nn.Module):
         """
         parts = features.split([self.semantic.dim, self.scene.dim], dim=-1)
         projections = (self.semantic_projection, self.scene_projection)
-        fused, gate = self.fusion(
-            *(project(x) for project, x in zip(projections, parts, strict=True) if project)
-        )
+        # An encoder that is left out has features in a cache only.
+        used = [(project, x) for project, x in zip(projections, parts, strict=True) if project]
+        fused, gate = self.fusion(*(project(x) for project, x in used))
         if self.cell_heads is None:
             province_logits, cell_log_prob = self.province_head(fused)
         else:
@@ -223,7 +223,7 @@ class Geolocator(nn.Module):
             fused=fused,
             gate=gate,
             aux_latlon_deg=self.auxiliary_head(fused),
-            features=features,
+            features=torch.cat([x for _, x in used], dim=-1),
         )
 
     def forward(self, image: Tensor) -> ModelOutput:

@@ -205,7 +205,8 @@ def _region_sections(report: Mapping[str, Any]) -> list[Section]:
         "probabilities being right (split-conformal prediction). The ground of a cell is all that "
         "is nearer to its center than to another's in its province: a place outside every cell's "
         "own photos counts as held if the nearest cell of its province is in the region, and as "
-        "not held otherwise.",
+        "not held otherwise. Val has also chosen the checkpoint, which makes its photos a little "
+        "easier than unseen ones.",
         "Photos of one place are dependent. The range in which the coverage of a kept promise "
         "lies takes both samples for as many independent photos as their groups make them worth; "
         "the interval beside it counts photos one by one, and is too narrow.",

@@ -321,7 +321,9 @@ def draw_regions(path: str | Path, summary: Mapping[str, Any], regions: Measured
         left.plot((coverage, coverage), ends, color=MODEL_COLOR, linewidth=1.3, zorder=3)
         left.plot(coverage, covered["value"], color=MODEL_COLOR, marker="o", markersize=6, zorder=4)
     left.set_xlim(0.4, 1)
-    left.set_ylim(min(0.4, *(p["overall"]["covered"]["value"] - 0.05 for p in overall)), 1.01)
+    lowest = min(min(p["overall"]["expected"]["low"], p["overall"]["covered"]["value"])
+                 for p in overall)  # fmt: skip
+    left.set_ylim(max(0, min(0.4, lowest - 0.03)), 1.01)
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(lambda share, _: f"{share:.0%}")
     left.set_xlabel("promised", fontsize=9, color=INK)
@@ -376,7 +378,8 @@ def draw_silence(
             ax.plot(curve.share, risk, color=color, linestyle=dash, linewidth=1.8,
                     label=f"{name}: area {value}")  # fmt: skip
         ax.set_xlim(0, 1)
-        ax.set_ylim(bottom=0)
+        # Room for the legend above the line of no score.
+        ax.set_ylim(0, 1.3 * max(curve.random, curve.risk.max(), 1e-3))
         ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         if number == 0:
             ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")

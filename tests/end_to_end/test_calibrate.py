@@ -1,0 +1,195 @@
+"""Calibration through the commands: what it stores, who uses it, and who must not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from geopak.build import load_trained
+from geopak.calibration import KEY, calibrated, calibrated_confidence, ids_fingerprint
+from geopak.checkpoint import newest_finished, read_checkpoint
+from geopak.data.dataset import PreparedSet
+from geopak.data.images import load_image
+from geopak.models.decode import decode, joint_log_prob
+
+from .conftest import TINY, Outcome, run_command
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def calibrated_run(phases: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a calibrated checkpoint of phase 1, in a run folder of its own."""
+    path = tmp_path_factory.mktemp("run") / "checkpoints" / "best.ckpt"
+    outcome = run_command("calibrate", f"ckpt={phases[1]}", f"out={path}", "num_workers=0")
+    assert outcome.status == 0, outcome.text
+    for text in ("temperature", "nats before", "ECE after", f"stored in {path}"):
+        assert text in outcome.text, text
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(calibrated_run: Path) -> dict[str, object]:
+    outcome = run_command(
+        "evaluate", f"ckpt={calibrated_run}", "bootstrap_resamples=50", "num_workers=0",
+        "abstain_below=0.3",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.text
+    assert "region of 90%: holds" in outcome.text
+    folder = calibrated_run.parents[1] / "report-test"
+    assert "A region that holds the place" in (folder / "report.html").read_text()
+    content = json.loads((folder / "report.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def test_the_checkpoint_itself_is_left_alone(phases: dict[int, Path], calibrated_run: Path) -> None:
+    assert KEY not in read_checkpoint(phases[1])["geopak"]
+    plain, found = load_trained(phases[1]), load_trained(calibrated_run)
+    assert plain.calibration is None
+    assert found.calibration is not None
+    torch.testing.assert_close(found.model.state_dict(), plain.model.state_dict())
+    photos = found.calibration.fitted_on["num_photos"]
+    assert abs(photos["regions"] - photos["temperatures"]) <= 10
+
+
+def test_val_alone_is_used_and_each_photo_by_one_half(home: Path, calibrated_run: Path) -> None:
+    trained = load_trained(calibrated_run)
+    calibration = trained.calibration
+    assert calibration is not None
+    root = home / "data/synthetic"
+    prepared = PreparedSet.read(root / "prepared", root, trained.region)
+    val = prepared.photos[prepared.photos["split"] == "val"]
+    assert calibration.fitted_on["ids"] == ids_fingerprint(val["id"])
+    assert sum(calibration.fitted_on["num_photos"].values()) == len(val)
+    assert len(calibration.scores.score) == calibration.fitted_on["num_photos"]["regions"]
+    assert len(calibration.familiarity.distance) == len(calibration.scores.score)
+    assert calibration.cell_area_km2.sum() == pytest.approx(890_000, rel=0.05)
+
+
+def test_the_report_tells_both_states_and_the_regions(
+    report: dict, home: Path, calibrated_run: Path, phases: dict[int, Path]
+) -> None:  # type: ignore[type-arg]
+    """Everything recomputed photo by photo from the test photos themselves."""
+    trained = load_trained(calibrated_run)
+    calibration = trained.calibration
+    assert calibration is not None
+    root = home / "data/synthetic"
+    prepared = PreparedSet.read(root / "prepared", root, trained.region)
+    test = prepared.photos[prepared.photos["split"] == "test"]
+    image = torch.stack([load_image(root / p, trained.model.image_size) for p in test["path"]])
+    with torch.inference_mode():
+        raw = trained.model(image.float() / 255)
+        output = calibrated(raw, calibration)
+        decoded = decode(trained.model, output, trained.decoding)[trained.decoding.rule]
+        confidence = calibrated_confidence(
+            decoded.confidence, calibration, trained.decoding.rule, trained.decoding.confidence_km
+        )
+    top = raw.province_logits.softmax(-1).amax(-1)
+    calibration_of = report["calibration"]
+    before = calibration_of["before"]["province"]["mean_confidence"]
+    assert before == pytest.approx(float(top.mean()), abs=1e-3)
+    after = output.province_logits.softmax(-1).amax(-1)
+    found = calibration_of["province"]["mean_confidence"]
+    assert found == pytest.approx(float(after.mean()), abs=1e-3)
+    within = calibration_of["within_confidence_km"]["mean_confidence"]
+    assert within == pytest.approx(float(confidence.mean()), abs=1e-3)
+    cell = trained.cells.nearest(
+        test[["latitude", "longitude"]].to_numpy(), test["province_id"].to_numpy()
+    )
+    joint = joint_log_prob(output, trained.model.cell_province_id).exp().double().numpy()
+    score = np.sort(calibration.scores.score)
+    for coverage in (0.5, 0.8, 0.9):
+        rank = int(np.ceil(round((len(score) + 1) * coverage, 9)))
+        hits, areas = [], []
+        for prob, true in zip(joint, cell, strict=True):
+            order = np.argsort(-prob, kind="stable")
+            mass = np.concatenate(([0.0], np.cumsum(prob[order])[:-1]))
+            taken = order[mass <= score[rank - 1]]
+            hits.append(true in taken)
+            areas.append(calibration.cell_area_km2[taken].sum())
+        part = report["regions"]["promises"][f"{100 * coverage:g}"]["overall"]
+        assert part["covered"]["value"] == pytest.approx(np.mean(hits), abs=0.03)
+        assert part["area_km2"]["median"] == pytest.approx(np.median(areas), rel=0.1)
+    assert report["regions"]["doubts"] == []
+    chosen = report["silence"]["abstain_below"]
+    assert chosen["score"] == 0.3
+    assert chosen["answered"]["num_photos"] + chosen["not_answered"]["num_photos"] == len(test)
+
+
+def test_a_phase_that_starts_from_it_is_not_calibrated(
+    home: Path, calibrated_run: Path, command: Command
+) -> None:
+    outcome = command(
+        "train", "phase=2", "name=from-calibrated", f"init_from={calibrated_run}", *TINY,
+        "phase.epochs=1",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.text
+    best = newest_finished(home / "outputs/from-calibrated", 2)
+    assert best is not None
+    assert KEY not in read_checkpoint(best)["geopak"]
+    assert load_trained(best).calibration is None
+
+
+def test_a_run_that_goes_on_from_one_is_not_calibrated(
+    home: Path, phases: dict[int, Path], command: Command
+) -> None:
+    one = [*TINY, "name=goes-on", "phase=1"]
+    first = command("train", *one, f"init_from={phases[0]}", "phase.epochs=1")
+    assert first.status == 0, first.text
+    (last,) = (home / "outputs/goes-on/phase-1").glob("*/checkpoints/last.ckpt")
+    outcome = command("calibrate", f"ckpt={last}", "num_workers=0")
+    assert outcome.status == 0, outcome.text
+    assert KEY in read_checkpoint(last)["geopak"]
+    outcome = command("train", *one, "phase.epochs=2", f"resume_from={last}")
+    assert outcome.status == 0, outcome.text
+    for path in last.parent.glob("*.ckpt"):
+        assert KEY not in read_checkpoint(path)["geopak"] or path.name == "last-previous.ckpt"
+    assert read_checkpoint(last)["epoch"] == 1
+
+
+def test_other_photos_than_those_of_the_calibration_are_refused(
+    home: Path, calibrated_run: Path, command: Command, tmp_path: Path
+) -> None:
+    other = tmp_path / "prepared"
+    shutil.copytree(home / "data/synthetic/prepared", other)
+    photos = pd.read_parquet(other / "photos.parquet")
+    row = photos.index[photos["split"] == "val"][0]
+    photos.loc[row, "split"] = "test"
+    photos.to_parquet(other / "photos.parquet")
+    arguments = [f"ckpt={calibrated_run}", f"prepared={other}", f"out={tmp_path / 'report'}"]
+    outcome = command("evaluate", *arguments)
+    assert outcome.status == 2
+    assert "was calibrated on other photos than the val photos" in outcome.text
+    assert f"python -m geopak.calibrate ckpt={calibrated_run}" in outcome.text.replace("\n", "")
+
+
+def test_what_cannot_be_calibrated_is_refused(
+    home: Path, phases: dict[int, Path], command: Command, tmp_path: Path
+) -> None:
+    other = tmp_path / "prepared"
+    shutil.copytree(home / "data/synthetic/prepared", other)
+    photos = pd.read_parquet(other / "photos.parquet")
+    val = photos.index[photos["split"] == "val"]
+    photos.loc[val[1:], "split"] = "buffer"
+    photos.to_parquet(other / "photos.parquet")
+    arguments = [f"ckpt={phases[1]}", f"prepared={other}", "num_workers=0"]
+    outcome = command("calibrate", *arguments)
+    assert outcome.status == 2
+    assert "1 val photos are of 1 place" in outcome.text
+    photos.loc[val, "split"] = "buffer"
+    photos.to_parquet(other / "photos.parquet")
+    outcome = command("calibrate", *arguments)
+    assert outcome.status == 2
+    assert "no val photos" in outcome.text
+    outcome = command("calibrate", f"ckpt={tmp_path / 'none.ckpt'}")
+    assert outcome.status == 2
+    assert "No checkpoint at" in outcome.text
+    assert KEY not in read_checkpoint(phases[1])["geopak"]
