@@ -3,42 +3,109 @@
 from __future__ import annotations
 
 import glob
-import json
+import hashlib
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig
 
 from geopak.cli import entry_point
-from geopak.errors import ConfigError, PhotoError
+from geopak.errors import CheckpointError, ConfigError, PhotoError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+if TYPE_CHECKING:
+    from geopak.geo.extents import Ground
+    from geopak.predictor import GeopakPredictor
+    from geopak.report.prediction_files import AnswerFile, Entry
+    from geopak.results import Answer
+
+log = logging.getLogger(__name__)
+
+# So many answers are printed one by one.
+MOST_PRINTED = 20
+# Written at the latest when so many answers, or seconds, have come together.
+_WRITE_AT, _WRITE_SECONDS = 64, 1.0
+# With thumbnails a page of more photos than this takes a browser's memory.
+_MANY_FOR_A_PAGE = 20_000
 
 
-def find_photos(images: str | int | ListConfig | list[str | int]) -> list[Path]:
+def find_photos(images: str | int | ListConfig | list[str | int]) -> list[str]:
     """Files named by a path, a folder, a glob pattern, or a list of them, in a stable order.
+
+    A file that is named twice is there once.
 
     Raises:
         PhotoError: one of them names no file.
     """
-    found: list[Path] = []
+    from geopak.data.images import files_of
+
+    found: dict[str, None] = {}
     for entry in images if isinstance(images, (list, ListConfig)) else [images]:
         # A name of digits alone arrives as a number.
         path = Path(str(entry)).expanduser()
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            matches = [str(file) for file in files_of(path)]
         elif path.is_file():
-            matches = [path]
+            matches = [str(path)]
         else:
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+            matches = sorted(glob.glob(str(path), recursive=True))
+            matches = [str(Path(p)) for p in matches if not os.path.isdir(p)]
         if not matches:
             raise PhotoError(f"images={entry}: no photo there.")
-        found += matches
-    return found
+        found |= dict.fromkeys(matches)
+    return list(found)
 
 
-def print_results(photos: list[Path], results: list[dict[str, Any]]) -> None:
-    """Prints a table, and for a single photo its hypotheses as well."""
+@dataclass
+class Outcome:
+    """What a run of the command came to.
+
+    Attributes:
+        num_photos: asked for.
+        num_known: of them in the file of an earlier run already.
+        answers: the first few, in their order.
+        first_failure: what is wrong with the first photo that could not be read.
+        num_failed: photos that could not be read, of those looked at now.
+        num_declined: answers below ``abstain_below``.
+        gps_error_km: of every photo with GPS that has an answer.
+        gps_in_region: of every such photo whose answer has a region.
+        coverage: of these regions.
+    """
+
+    num_photos: int
+    num_known: int = 0
+    answers: list[Answer] = field(default_factory=list)
+    first_failure: str | None = None
+    num_failed: int = 0
+    num_declined: int = 0
+    gps_error_km: list[float] = field(default_factory=list)
+    gps_in_region: list[bool] = field(default_factory=list)
+    coverage: float | None = None
+
+    def add(self, entry: Entry) -> None:
+        """Counts an answer."""
+        answer = entry.answer
+        if len(self.answers) < MOST_PRINTED:
+            self.answers.append(answer)
+        if answer.error is not None:
+            self.num_failed += 1
+            self.first_failure = self.first_failure or answer.error
+        elif not answer.answered:
+            self.num_declined += 1
+        if entry.gps_error_km is not None:
+            self.gps_error_km.append(entry.gps_error_km)
+        if entry.gps_in_region is not None and answer.error is None and answer.region:
+            self.gps_in_region.append(entry.gps_in_region)
+            self.coverage = answer.region.coverage
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Prints a table of the first answers, for a single photo its hypotheses, and what is amiss."""
     from rich.console import Console
     from rich.table import Table
 
@@ -46,25 +113,76 @@ def print_results(photos: list[Path], results: list[dict[str, Any]]) -> None:
     table = Table()
     for column in ("photo", "province", "latitude", "longitude", "confidence"):
         table.add_column(column, overflow="fold")
-    for photo, result in zip(photos, results, strict=True):
+    for answer in outcome.answers:
+        if answer.error is not None:
+            table.add_row(str(answer.photo), "–", "", "", "cannot be read")
+            continue
+        sure = f"{answer.confidence:.0%} within {answer.confidence_km:g} km"
         table.add_row(
-            str(photo),
-            f"{result['province']} {result['province_probabilities'][result['province']]:.0%}",
-            f"{result['lat']:.4f}",
-            f"{result['lon']:.4f}",
-            f"{result['confidence']:.0%} within {result['confidence_km']:g} km",
+            str(answer.photo),
+            f"{answer.province} {answer.province_probabilities[answer.province]:.0%}",
+            f"{answer.lat:.4f}",
+            f"{answer.lon:.4f}",
+            sure if answer.answered else f"{sure}: too low",
         )
-    console.print(table)
-    if len(results) == 1:
-        for rank, h in enumerate(results[0]["hypotheses"], start=1):
-            console.print(
-                f"{rank:3d}. {h['probability']:4.0%}  {h['lat']:8.4f}, {h['lon']:8.4f}  "
-                f"{h['province']} (cell {h['cell_id']}, radius {h['radius_km']:.1f} km)"
-            )
+    if outcome.answers:
+        console.print(table)
+    done = outcome.num_photos - outcome.num_known
+    if done > len(outcome.answers):
+        console.print(f"… and {done - len(outcome.answers):,} more")
+    if outcome.num_photos == 1 and outcome.answers and outcome.answers[0].error is None:
+        _print_one(console, outcome.answers[0])
+    if outcome.num_failed:
+        console.print(
+            f"{outcome.num_failed:,} of {done:,} photos could not be read; the first: "
+            f"{outcome.first_failure}",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
+    if outcome.num_declined:
+        console.print(f"{outcome.num_declined:,} answers are below abstain_below")
+    if outcome.gps_error_km:
+        console.print(_gps_line(outcome), highlight=False, soft_wrap=True)
 
 
-def predict(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Predicts, prints, and draws or writes what was asked for."""
+def _print_one(console: Any, answer: Any) -> None:
+    for rank, h in enumerate(answer.hypotheses, start=1):
+        console.print(
+            f"{rank:3d}. {h.probability:4.0%}  {h.lat:8.4f}, {h.lon:8.4f}  "
+            f"{h.province} (cell {h.cell_id}, radius {h.radius_km:.1f} km)"
+        )
+    if answer.region is not None:
+        region = answer.region
+        cells = f"{len(region.cell_ids)} cells, {region.area_km2:,.0f} km²"
+        console.print(f"{region.coverage:.0%} region: {cells}")
+    if not answer.calibrated:
+        console.print(
+            "Not calibrated: the confidence may be too high or too low, and there is no region. "
+            "python -m geopak.calibrate mends both."
+        )
+
+
+def _gps_line(outcome: Outcome) -> str:
+    import numpy as np
+
+    error = np.array(outcome.gps_error_km)
+    photos = "1 photo" if len(error) == 1 else f"{len(error):,} photos"
+    text = (
+        f"against the GPS of {photos}: median {np.median(error):.1f} km, mean "
+        f"{error.mean():.1f} km, {np.mean(error <= 25):.0%} within 25 km"
+    )
+    if outcome.gps_in_region:
+        inside = np.mean(outcome.gps_in_region)
+        text += f"; {inside:.0%} inside their {outcome.coverage:.0%} region"
+    return text
+
+
+def predict(cfg: DictConfig) -> Outcome:
+    """Predicts, writes what was asked for as it goes, and prints.
+
+    Raises:
+        GeopakError: no photo, no checkpoint, a file that cannot be written; or a
+            :class:`geopak.errors.PhotoError` if no photo at all could be read.
+    """
     photos = find_photos(cfg.images)
     if cfg.map and len(photos) > 1:
         raise ConfigError(f"map= draws one photo, images= names {len(photos)}.")
@@ -72,21 +190,182 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     from geopak.checkpoint import find_latest
     from geopak.predictor import GeopakPredictor
 
-    checkpoint = cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name)
-    predictor = GeopakPredictor(checkpoint, cfg.device, cfg.rule, cfg.batch_size)
-    results = predictor.predict(photos)
-    print_results(photos, results)
-    if cfg.out:
-        rows = [{"photo": str(p), **r} for p, r in zip(photos, results, strict=True)]
-        Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(cfg.out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    if cfg.map:
-        from geopak.report.figures import draw_prediction
+    checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
+    predictor = GeopakPredictor(
+        checkpoint,
+        cfg.device,
+        cfg.rule,
+        cfg.batch_size,
+        cfg.precision,
+        cfg.coverage,
+        cfg.per_province,
+        cfg.abstain_below,
+    )
+    outcome = Outcome(len(photos))
+    file = open_file(cfg, predictor, photos) if cfg.out else None
+    if file is not None:
+        from geopak.report.prediction_files import written
 
-        Path(cfg.map).parent.mkdir(parents=True, exist_ok=True)
-        trained = predictor.trained
-        draw_prediction(cfg.map, results[0], trained.region, trained.outlines, photos[0])
-    return results
+        photos = [photo for photo in photos if written(photo) not in file.done]
+        outcome.num_known = outcome.num_photos - len(photos)
+        if outcome.num_known:
+            log.info(
+                "%s: %s photos are in it already, %s are left",
+                cfg.out, f"{outcome.num_known:,}", f"{len(photos):,}",
+            )  # fmt: skip
+    _work(cfg, predictor, photos, file, outcome)
+    print_outcome(outcome)
+    if outcome.num_failed == outcome.num_photos:
+        raise PhotoError(str(outcome.first_failure))
+    if cfg.map:
+        _draw(cfg, predictor, find_photos(cfg.images)[0], outcome)
+    if cfg.out:
+        log.info("written: %s", cfg.out)
+    return outcome
+
+
+def _work(
+    cfg: DictConfig,
+    predictor: GeopakPredictor,
+    photos: Sequence[str],
+    file: AnswerFile | None,
+    outcome: Outcome,
+) -> None:
+    """Predicts all photos; what is done is in the file however this ends."""
+    from geopak.data.partitions import progress_bar
+
+    waiting: list[Entry] = []
+    since = time.monotonic()
+    complete = False
+    bar = progress_bar()
+    bar.disable = not cfg.progress_bar or len(photos) < 2
+    with bar:
+        shown = bar.add_task("predicting", total=len(photos))
+        try:
+            for entry in _entries(cfg, predictor, photos):
+                outcome.add(entry)
+                bar.advance(shown)
+                if file is None:
+                    continue
+                waiting.append(entry)
+                if len(waiting) >= _WRITE_AT or time.monotonic() - since > _WRITE_SECONDS:
+                    file.write(waiting)
+                    waiting, since = [], time.monotonic()
+            complete = True
+        finally:
+            if file is not None:
+                file.write(waiting)
+                file.close(complete)
+
+
+def _entries(cfg: DictConfig, predictor: GeopakPredictor, photos: Sequence[str]) -> Iterator[Entry]:
+    """Answers in the order of the photos, with GPS and thumbnail where they are asked for."""
+    from geopak.report.page import small_jpeg
+    from geopak.report.prediction_files import Entry
+
+    draws = bool(cfg.out) and Path(cfg.out).suffix.lower() == ".html" and cfg.thumbnail_px > 0
+    place = GpsComparison(predictor) if cfg.gps else None
+    for answer in predictor.stream(iter(photos)):
+        path = str(answer.photo)
+        thumbnail = small_jpeg(Path(path), int(cfg.thumbnail_px)) if draws else b""
+        if place is None or answer.error is not None:
+            yield Entry(answer, thumbnail=thumbnail)
+        else:
+            yield Entry(answer, *place.of(answer), thumbnail=thumbnail)
+
+
+class GpsComparison:
+    """Compares answers with the place that photos state themselves."""
+
+    def __init__(self, predictor: GeopakPredictor) -> None:
+        self._trained = predictor.trained
+
+    def of(
+        self, answer: Mapping[str, Any]
+    ) -> tuple[tuple[float, float] | None, float | None, bool | None]:
+        """GPS of the photo, kilometres from there to the answer, and whether its region holds it.
+
+        The three are ``None`` where the photo states no place; the last also where the answer has
+        no region. A place outside of all provinces is in no region.
+        """
+        from geopak.data.photo_facts import Problem, believed, read_facts
+        from geopak.geo.distance import haversine_km_array
+
+        try:
+            place = believed(read_facts(Path(answer["photo"])))
+        except PhotoError:
+            return None, None, None
+        if isinstance(place, Problem):
+            return None, None, None
+        gps = (place.latitude, place.longitude)
+        error_km = float(haversine_km_array(gps, (answer["lat"], answer["lon"])))
+        if answer["region"] is None:
+            return gps, error_km, None
+        province = self._trained.outlines.province_of([gps])
+        if province[0] < 0:
+            return gps, error_km, False
+        cell = int(self._trained.cells.nearest([gps], province)[0])
+        return gps, error_km, cell in answer["region"].cell_ids
+
+
+def open_file(cfg: DictConfig, predictor: GeopakPredictor, photos: Sequence[str]) -> AnswerFile:
+    """The file that answers go to, with those of an earlier run.
+
+    Raises:
+        GeopakError: it cannot be written, or is of something else.
+    """
+    from geopak.report import prediction_files as files
+
+    suffix = Path(cfg.out).suffix.lower()
+    trained = predictor.trained
+    grounds: list[Ground] = []
+    if predictor.coverage is not None and suffix in (".geojson", ".kml", ".html"):
+        from geopak.geo.extents import cell_extents
+
+        grounds = files.plain_grounds(cell_extents(trained.cells, trained.outlines))
+    page = ("", "")
+    if suffix == ".html":
+        from geopak.report.prediction_map import page_around
+
+        page = page_around(trained.region, trained.outlines, grounds)
+        if len(photos) > _MANY_FOR_A_PAGE and cfg.thumbnail_px:
+            log.warning(
+                "warning: a page of %s photos takes a browser's memory. out=….parquet and "
+                "out=….geojson hold any number; thumbnail_px=0 makes the page smaller.",
+                f"{len(photos):,}",
+            )
+    setting = files.Setting(identity(cfg, predictor), trained.region, grounds, page)
+    return files.open_answers(cfg.out, setting, photos, bool(cfg.overwrite))
+
+
+def identity(cfg: DictConfig, predictor: GeopakPredictor) -> str:
+    """Names the checkpoint and all options that answers depend on.
+
+    Raises:
+        CheckpointError: the checkpoint is gone.
+    """
+    path = predictor.trained.path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Its checksums stand for its content, which takes seconds to read.
+            parts = [(i.filename.partition("/")[2], i.CRC, i.file_size) for i in archive.infolist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} cannot be read any more: {error}.") from error
+    chosen = (
+        parts, vars(predictor.decoding), predictor.bfloat16, predictor.coverage,
+        predictor.per_province, predictor.abstain_below, bool(cfg.gps),
+    )  # fmt: skip
+    short = hashlib.sha256(repr(chosen).encode()).hexdigest()[:10]
+    return f"{path.stem}-{short}"
+
+
+def _draw(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outcome) -> None:
+    """The picture of ``map=``, of an answer that an earlier run may have written."""
+    from geopak.report.figures import draw_prediction
+
+    answer = outcome.answers[0] if outcome.answers else predictor.predict(photo)
+    Path(cfg.map).parent.mkdir(parents=True, exist_ok=True)
+    draw_prediction(cfg.map, answer, predictor.trained.region, predictor.trained.outlines, photo)
 
 
 @entry_point("predict")

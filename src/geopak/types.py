@@ -60,8 +60,8 @@ class Decoded:
         cell_id: (B, K) global ids of the hypotheses, most probable first.
         hypothesis_latlon_deg: (B, K, 2) cell center + bounded offset.
         probability: (B, K) joint probability, renormalised to sum to 1 over the hypotheses.
-        confidence: (B,) probability mass of all cells whose center lies within ``confidence_km``
-            of the predicted coordinate.
+        confidence: (B,) probability mass of all cells whose refined position lies within
+            ``confidence_km`` of the predicted coordinate.
     """
 
     latlon_deg: Tensor

@@ -212,9 +212,18 @@ def test_every_rule_judges_each_image_alone(rule: str) -> None:
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
+@pytest.mark.parametrize("most_refined", [1, 20, 64])
 def test_decoding_places_hypotheses_in_their_cells_and_names_the_mass_around(
-    model: Geolocator, cells: CellTable, make_batch: Callable[..., Batch]
+    model: Geolocator,
+    cells: CellTable,
+    make_batch: Callable[..., Batch],
+    monkeypatch: pytest.MonkeyPatch,
+    most_refined: int,
 ) -> None:
+    monkeypatch.setattr("geopak.models.decode.MOST_REFINED", most_refined)
+    # Positions in the outskirts of their cells.
+    for parameter in model.offset_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     model.eval()
     for parameter in model.province_head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -231,11 +240,18 @@ def test_decoding_places_hypotheses_in_their_cells_and_names_the_mass_around(
         ]
         for i in range(12)
     ]
+    # The most probable cells count where the photo would lie in them, the others by their centers.
+    position = np.tile(cells.center_latlon_deg, (12, 1, 1))
+    for i in range(12):
+        likely = sorted(range(cells.num_cells), key=lambda k: -joint[i][k])[:most_refined]
+        for k in {*likely, *next(iter(decoded.values())).cell_id[i].tolist()}:
+            place = model.locate(output.fused[i : i + 1], torch.tensor([k]))
+            position[i, k] = place[0].detach().numpy()
     for d in decoded.values():
         expected = model.locate(output.fused, d.cell_id)
         torch.testing.assert_close(d.hypothesis_latlon_deg, expected)
         for i in range(12):
-            distance = haversine_km_array(d.latlon_deg[i].double(), cells.center_latlon_deg)
+            distance = haversine_km_array(d.latlon_deg[i].double(), position[i])
             mass = sum(p for p, km in zip(joint[i], distance, strict=True) if km <= 150)
             assert float(d.confidence[i]) == pytest.approx(mass, abs=1e-4)
             assert 0 <= float(d.confidence[i]) <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 from torch.nn import functional
 
+from geopak.data.photo_facts import IMAGE_SUFFIXES
 from geopak.errors import PhotoError
 
 _JPEG = b"\xff\xd8\xff"
@@ -70,10 +72,33 @@ def load_image(source: Photo, size: int) -> Tensor:
             image.draft("RGB", (size, size))
             return _square(image, size)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise PhotoError(f"No photo at {_name(source)}.") from error
+        raise PhotoError(f"No photo at {name_of(source)}.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise PhotoError(f"Cannot read the photo {_name(source)}: {kind}.") from error
+        raise PhotoError(f"Cannot read the photo {name_of(source)}: {kind}.") from error
+
+
+def files_of(folder: str | Path) -> Iterator[Path]:
+    """Image files of a folder and its subfolders, by their suffix, in the order of their names.
+
+    They are looked for as they are asked for, one folder at a time.
+    """
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                yield Path(parent, name)
+
+
+def name_of(source: Any) -> str:
+    """What to call a photo in an error: a file by its name, bytes by their number."""
+    if isinstance(source, bytes):
+        return f"of {len(source)} bytes"
+    if isinstance(source, np.ndarray):
+        return f"of shape {source.shape}"
+    if isinstance(source, (str, Path, Image.Image)):
+        return str(source)
+    return str(getattr(source, "name", source))
 
 
 def _undecoded(image: Image.Image) -> bytes | None:
@@ -118,15 +143,6 @@ def stack_images(images: Iterable[Tensor], num: int, size: int) -> Tensor:
     for place, image in zip(batch, images, strict=True):
         place.copy_(image.permute(1, 2, 0))
     return batch.permute(0, 3, 1, 2)
-
-
-def _name(source: Any) -> str:
-    """What to call a source in an error: a file by its name, bytes by their number."""
-    if isinstance(source, bytes):
-        return f"of {len(source)} bytes"
-    if isinstance(source, (str, Path, Image.Image)):
-        return str(source)
-    return str(getattr(source, "name", source))
 
 
 def _image_of_array(array: NDArray[Any]) -> Image.Image:

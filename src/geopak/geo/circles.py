@@ -41,7 +41,7 @@ def circle_geojson(center_latlon_deg: ArrayLike, radius_km: float) -> dict[str, 
     if math.radians(90.0 - abs(latitude)) <= apart:
         area = _around_pole(ring, pole)
     else:
-        area = _cut(Polygon(ring))
+        area = cut_at_antimeridian(Polygon(ring))
     parts = [orient(part, 1.0) for part in shapely.get_parts(area) if isinstance(part, Polygon)]
     rings = [[np.round(np.array(part.exterior.coords), _DECIMALS).tolist()] for part in parts]
     if len(rings) == 1:
@@ -71,7 +71,7 @@ def _around_pole(ring: NDArray[np.float64], pole: float) -> Polygon:
     return Polygon(np.concatenate((np.stack((longitude, latitude), axis=1), edge)))
 
 
-def _cut(area: Polygon) -> Polygon | MultiPolygon:
+def cut_at_antimeridian(area: Polygon | MultiPolygon) -> Polygon | MultiPolygon:
     """The area with longitudes between -180 and 180."""
     west, _, east, _ = area.bounds
     if west >= -180 and east <= 180:

@@ -93,15 +93,17 @@ def decode_geometric_median(
     pairwise = _pairwise_km(points_deg)
     expected = (pairwise * probability.unsqueeze(-2)).sum(-1)
     start = _take(points_deg, expected.argmin(-1))
+    # The steps stay among unit vectors, in few operations: a photo alone would spend more on them
+    # than on the model. In float64 an arc cosine is good to a decimetre.
     vectors = unit_vectors(points_deg.double())
-    weights = probability.double()
-    # The steps stay among unit vectors: a photo alone would spend more on angles than on the model.
-    here = unit_vectors(spherical_mean(points_deg, probability).double())
+    columns = vectors.transpose(1, 2).contiguous()
+    weights = probability.double().unsqueeze(1)
+    here = unit_vectors(spherical_mean(points_deg, probability).double()).unsqueeze(1)
+    least = 1e-3 / EARTH_RADIUS_KM
     for _ in range(num_steps):
-        chord = torch.linalg.vector_norm(here.unsqueeze(1) - vectors, dim=-1)
-        distance_km = 2 * EARTH_RADIUS_KM * torch.asin((chord / 2).clamp_max(1.0))
-        pull = weights / distance_km.clamp_min(1e-3)
-        here = normalize((pull.unsqueeze(1) @ vectors).squeeze(1), dim=-1)
+        arc = here.bmm(columns).clamp_(-1.0, 1.0).acos_().clamp_min_(least)
+        here = normalize((weights / arc).bmm(vectors), dim=-1)
+    here = here.squeeze(1)
     point = latlon_of_vectors(here).to(points_deg.dtype)
     refined = (haversine_km(point.unsqueeze(1), points_deg) * probability).sum(-1)
     return torch.where((refined < expected.amin(-1)).unsqueeze(-1), point, start)
@@ -124,6 +126,10 @@ def decode_max_within_km(points_deg: Tensor, probability: Tensor, within_km: flo
     keeps_all = (reaches | ~members).all(-1)
     return torch.where(keeps_all.unsqueeze(-1), mean, center)
 
+
+# Of the cells whose positions the confidence adds up, the most probable so many are refined. The
+# rest count by their centers: they hold next to nothing, and large regions have thousands.
+MOST_REFINED = 16
 
 Rule = Callable[[Tensor, Tensor, float], Tensor]
 RULES: dict[str, Rule] = {
@@ -155,6 +161,12 @@ def decode(
 ) -> dict[str, Decoded]:
     """Decodes a batch by one or several rules over the same hypotheses.
 
+    The confidence is the probability of all cells whose refined position lies within
+    ``confidence_km`` of the answer. Centers in place of refined positions would say 0% of an answer
+    in the outskirts of its own cell, and of nine definitions tried on val (shares of discs of
+    several sizes, hypotheses alone) none told right answers from wrong ones better, nor claimed
+    more closely what held, before and after temperatures.
+
     Args:
         model: places the hypotheses within their cells.
         output: its output for the batch.
@@ -167,8 +179,11 @@ def decode(
     cell_id, probability = select_hypotheses(
         output, model.cell_province_id, options.top_provinces, options.top_cells
     )
-    points = model.locate(output.fused, cell_id).float()
     mass = joint_log_prob(output, model.cell_province_id).exp()
+    likely = mass.topk(min(MOST_REFINED, mass.shape[-1]), dim=-1).indices
+    refined = torch.cat((cell_id, likely), dim=-1)
+    places = model.locate(output.fused, refined).float()
+    points = places[:, : cell_id.shape[-1]]
     decoded = {}
     for rule in rules or (options.rule,):
         if rule == REGRESSION:
@@ -177,27 +192,12 @@ def decode(
             place = decode_mean_of_degrees(points, probability, options.within_km)
         else:
             place = RULES[rule](points, probability, options.within_km)
-        center_km = haversine_km(place.unsqueeze(1), model.cell_center_deg)
-        confidence = (mass * (center_km <= options.confidence_km)).sum(-1).clamp(max=1.0)
+        here = place.unsqueeze(1)
+        near = haversine_km(here, model.cell_center_deg) <= options.confidence_km
+        near.scatter_(1, refined, haversine_km(here, places) <= options.confidence_km)
+        confidence = (mass * near).sum(-1).clamp(max=1.0)
         decoded[rule] = Decoded(place, cell_id, points, probability, confidence)
     return decoded
-
-
-def infer(
-    model: Geolocator, image: Tensor, options: DecodingOptions, rules: Sequence[str] | None = None
-) -> tuple[ModelOutput, dict[str, Decoded]]:
-    """From loaded photos to decoded predictions.
-
-    Args:
-        model: in eval mode.
-        image: (B, 3, H, W) uint8, on any device.
-        options, rules: see :func:`decode`.
-
-    Returns:
-        The model's output, and :class:`geopak.types.Decoded` per rule.
-    """
-    output = model(image.to(model.cell_center_deg.device).float() / 255)
-    return output, decode(model, output, options, rules)
 
 
 def cell_rank(output: ModelOutput, cell_province_id: Tensor, cell_id: Tensor) -> Tensor:

@@ -564,8 +564,13 @@ def draw_prediction(
         f"{result['province']}   {north_south}, {east_west}",
         fontsize=14, color=INK, loc="left", weight="bold", pad=22,
     )  # fmt: skip
+    sure = f"{result['confidence']:.0%} probability within {result['confidence_km']:g} km"
+    if not result.get("calibrated", True):
+        sure += " (not calibrated)"
+    if region_of := result.get("region"):
+        sure += f", {region_of['coverage']:.0%} within {region_of['area_km2']:,.0f} km² of cells"
     ax.annotate(
-        f"{result['confidence']:.0%} probability within {result['confidence_km']:g} km",
+        sure,
         (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points",
         fontsize=10, color=INK,
     )  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
+from PIL import Image, ImageOps
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,32 @@ class Table:
     strong: Sequence[int] = ()
     faint: Sequence[int] = ()
     words: Sequence[int] = ()
+
+
+def small_jpeg(file: Path, side_px: int, formats: tuple[str, ...] | None = None) -> bytes:
+    """A photo as a small JPEG, upright and without its metadata.
+
+    Args:
+        file: of the photo.
+        side_px: longest side.
+        formats: of Pillow that may be opened; ``None``: all.
+
+    Returns:
+        The encoded JPEG; empty where the file cannot be decoded.
+    """
+    try:
+        with Image.open(file, formats=formats) as image:
+            image.draft("RGB", (side_px, side_px))
+            upright = ImageOps.exif_transpose(image)
+            upright.thumbnail((side_px, side_px))
+            content = io.BytesIO()
+            small = upright.convert("RGB")
+            # Pillow would keep a comment.
+            small.info.clear()
+            small.save(content, "JPEG", quality=75)
+    except Exception:  # decoders raise whatever a broken file causes
+        return b""
+    return content.getvalue()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
 
 from geopak.data.diagnosis import Diagnosis
 from geopak.data.leaks import LeakReport
@@ -22,7 +20,7 @@ from geopak.geo.density import RawClusters
 from geopak.geo.outline_report import OutlineReport
 from geopak.geo.region import Region
 from geopak.report import preparation_figures as figures
-from geopak.report.page import Gallery, Page, Section, Table, Thumbnail, write_page
+from geopak.report.page import Gallery, Page, Section, Table, Thumbnail, small_jpeg, write_page
 
 FIGURE_FOLDER = "figures"
 _THUMBNAIL_PX = 160
@@ -328,15 +326,9 @@ def _small_jpeg(root: Path, path: str) -> bytes:
         file = (root / path).resolve()
         if not file.is_relative_to(root.resolve()) or not file.is_file():
             return b""
-        with Image.open(file, formats=FORMATS) as image:
-            image.draft("RGB", (_THUMBNAIL_PX, _THUMBNAIL_PX))
-            upright = ImageOps.exif_transpose(image)
-            upright.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            content = io.BytesIO()
-            upright.convert("RGB").save(content, "JPEG", quality=75)
-    except Exception:  # a rejected path or file may be anything
+    except (OSError, ValueError, RuntimeError):  # a rejected path may be anything
         return b""
-    return content.getvalue()
+    return small_jpeg(file, _THUMBNAIL_PX, FORMATS)
 
 
 def _shortened(text: object, most: int = 110) -> str:

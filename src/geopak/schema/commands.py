@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from geopak.errors import ConfigError, GeopakError
+from geopak.errors import ConfigError, GeopakError, nearest_name
 from geopak.geo.cell_settings import CellSettings
 from geopak.options import Count, Natural, NotNegative, PartOf, Positive, Problem, Range, Share
 from geopak.schema.loading import Augmentation, CacheChoice, augmentation_strengths
@@ -33,6 +34,8 @@ Column = Literal[
     "id", "path", "latitude", "longitude", "province", "source", "license", "author",
     "captured_at", "url", "width", "height", "album", "accuracy_km",
 ]  # fmt: skip
+# Of predictions, by the ending of their file; none: JSON.
+ANSWER_FORMATS = (".csv", ".parquet", ".json", ".jsonl", ".geojson", ".kml", ".html")
 Columns = Mapping[Column, str | list[str] | None]
 # Of the table of cells that lies beside a published checkpoint.
 CellColumn = Literal[
@@ -111,15 +114,31 @@ class PredictConfig:
     ckpt: str | None
     name: str
     rule: DecodingRule | None
+    coverage: Annotated[float, Range(above=0, below=1)] | None
+    per_province: bool
+    abstain_below: Share
     map: str | None
     out: str | None
+    overwrite: bool
+    gps: bool
+    thumbnail_px: Natural
+    progress_bar: bool
     device: Device | None
+    precision: Literal["auto", "float32", "bfloat16"]
     batch_size: Count
 
     def problems(self) -> Iterator[Problem]:
         """Everything that is well by itself, but not together."""
         if self.map and isinstance(self.images, list) and len(self.images) > 1:
             yield Problem("map", f"map= draws one photo, images= names {len(self.images)}")
+        suffix = os.path.splitext(self.out or "")[1].lower()
+        if suffix and suffix not in ANSWER_FORMATS:
+            known = ", ".join(ANSWER_FORMATS)
+            yield Problem(
+                "out",
+                f"out={self.out} has an unknown format",
+                f"Known: {known}.{nearest_name(suffix, ANSWER_FORMATS)}",
+            )
 
 
 @dataclass(frozen=True)

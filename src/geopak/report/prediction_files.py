@@ -1,0 +1,567 @@
+"""Answers of a predictor in a file, written as they come, so that a run that was ended goes on.
+
+Formats of text hold one record per line between a beginning and an end. After every write the file
+is whole: the next records take the place of its end. Of a file that was cut in the middle of a
+write the whole records are kept. Parquet knows no such thing: its rows wait in parts beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Protocol
+from xml.etree import ElementTree
+
+import numpy as np
+import shapely
+from shapely.geometry import MultiPolygon, Polygon, mapping
+
+from geopak.errors import GeopakError
+from geopak.geo.circles import cut_at_antimeridian
+from geopak.geo.extents import Ground
+from geopak.geo.region import Region
+from geopak.results import Answer, PlaceRegion, Prediction
+from geopak.schema.commands import ANSWER_FORMATS
+
+# A metre, of coordinates in degrees.
+_DECIMALS = 5
+_PART_ROWS, _PART_SECONDS = 5_000, 60.0
+# Some 300 m: the ground of cells is drawn no finer.
+GROUND_TOLERANCE_DEG = 0.003
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An answer and what else is known of its photo, which has a path.
+
+    Attributes:
+        answer: of the predictor.
+        gps: latitude and longitude that the photo's EXIF data state, degrees.
+        gps_error_km: from there to the predicted place.
+        gps_in_region: whether the cell of that place is in the answer's region.
+        thumbnail: an encoded JPEG; empty where there is none.
+    """
+
+    answer: Answer
+    gps: tuple[float, float] | None = None
+    gps_error_km: float | None = None
+    gps_in_region: bool | None = None
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the answers of a file have in common.
+
+    Attributes:
+        model: names checkpoint and options; a file goes on only with answers of the same.
+        region: names the provinces.
+        grounds: N polygons, the ground of each cell, degrees; empty where no region is drawn.
+        page: beginning and end of an HTML page with a record per line between them.
+    """
+
+    model: str
+    region: Region
+    grounds: Sequence[Ground] = ()
+    page: tuple[str, str] = ("", "")
+
+
+def written(text: object) -> str:
+    """A text that every format can hold: in one line, with what is no UTF-8 spelled out."""
+    safe = str(text).encode(errors="backslashreplace").decode()
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe
+    ).strip()
+
+
+def plain_grounds(grounds: Sequence[Ground]) -> list[Ground]:
+    """Cells' grounds with fewer vertices, still without gaps between them."""
+    simple = shapely.coverage_simplify(np.array(grounds, object), GROUND_TOLERANCE_DEG)
+    return list(simple)
+
+
+def joined_ground(region: PlaceRegion, grounds: Sequence[Ground]) -> Ground:
+    """The ground of a region's cells as one geometry, longitudes between -180 and 180."""
+    # On a grid, so that neighbours that touch nearly touch.
+    union = shapely.union_all([grounds[k] for k in region.cell_ids], grid_size=10**-_DECIMALS)
+    polygons = [p for p in shapely.get_parts(union) if isinstance(p, Polygon)]
+    return cut_at_antimeridian(MultiPolygon(polygons))
+
+
+def record_of(entry: Entry, model: str) -> dict[str, Any]:
+    """All that is known of a photo as plain dicts and lists."""
+    record = entry.answer.to_dict()
+    record["photo"] = written(record["photo"])
+    if record["error"] is not None:
+        record["error"] = written(" ".join(str(record["error"]).split()))
+    if entry.gps is not None:
+        record["gps"] = {
+            "lat": entry.gps[0],
+            "lon": entry.gps[1],
+            "error_km": entry.gps_error_km,
+            "in_region": entry.gps_in_region,
+        }
+    record["model"] = model
+    return record
+
+
+class AnswerFile(Protocol):
+    """A file that answers are written to.
+
+    Attributes:
+        done: names, see :func:`written`, of the photos that it holds already.
+    """
+
+    done: dict[str, None]
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Adds answers; they are in the file, or in its parts, when this returns."""
+
+    def close(self, complete: bool) -> None:
+        """Ends the work; ``complete``: no more answers will come."""
+
+
+def open_answers(
+    path: str | Path, setting: Setting, photos: Iterable[str], overwrite: bool = False
+) -> AnswerFile:
+    """Opens a file for answers, with those that it holds already.
+
+    Args:
+        path: its suffix chooses the format, of :data:`geopak.schema.commands.ANSWER_FORMATS`; none:
+            JSON.
+        setting: of the answers.
+        photos: names of all photos that are to be in the file; answers for others are taken out.
+        overwrite: begin anew, whatever is there.
+
+    Raises:
+        GeopakError: unknown format; a file that is not of this kind, or holds answers of another
+            model or other options; or it cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower() or ".json"
+    if suffix != ".parquet" and suffix not in _TEXT:
+        raise GeopakError(f"out={path}: unknown format. Known: {', '.join(ANSWER_FORMATS)}.")
+    wanted = {written(photo) for photo in photos}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".parquet":
+            return _ParquetFile(path, setting, wanted, overwrite)
+        return _TextFile(path, _TEXT[suffix](setting), wanted, overwrite)
+    except OSError as error:
+        raise GeopakError(f"Cannot write out={path}: {error.strerror or error}.") from error
+
+
+def _foreign(path: Path, what: str) -> GeopakError:
+    return GeopakError(
+        f"out={path} is there already and {what}. Choose another out=, or pass overwrite=true to "
+        "replace it."
+    )
+
+
+class _Format:
+    """How a format of text begins, ends, and holds an answer in a line."""
+
+    start, separator, end = "", "", ""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    def line(self, entry: Entry) -> str:
+        """The answer, in one line without a line break."""
+        raise NotImplementedError
+
+    def identify(self, line: str) -> tuple[str, str]:
+        """Photo and model of a line.
+
+        Raises:
+            ValueError: it is no whole record.
+        """
+        raise NotImplementedError
+
+
+class _Json(_Format):
+    """An array of objects."""
+
+    start, separator, end = "[\n", ",\n", "\n]\n"
+
+    def line(self, entry: Entry) -> str:
+        return json.dumps(record_of(entry, self.setting.model))
+
+    def identify(self, line: str) -> tuple[str, str]:
+        record = json.loads(line)
+        return str(record["photo"]), str(record["model"])
+
+
+class _JsonLines(_Json):
+    """An object per line."""
+
+    start, separator, end = "", "\n", "\n"
+
+
+class _Csv(_Format):
+    """A row per photo; lists as JSON text."""
+
+    separator, end = "\n", "\n"
+    _FIRST: ClassVar = (
+        "photo", "error", "province", "lat", "lon", "confidence", "confidence_km", "calibrated",
+        "answer_score", "answered", "region_coverage", "region_area_km2", "region_cell_ids", "gate",
+    )  # fmt: skip
+    _LAST: ClassVar = (
+        "hypotheses", "gps_lat", "gps_lon", "gps_error_km", "gps_in_region", "model"
+    )  # fmt: skip
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        probabilities = [f"probability_{p.key}" for p in setting.region.provinces]
+        self.columns = [*self._FIRST, *probabilities, *self._LAST]
+        self.start = self._row(self.columns) + "\n"
+
+    @staticmethod
+    def _row(values: Iterable[object]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(values)
+        return text.getvalue()
+
+    def line(self, entry: Entry) -> str:
+        record = record_of(entry, self.setting.model)
+        record |= {f"gps_{key}": value for key, value in record.get("gps", {}).items()}
+        if isinstance(entry.answer, Prediction):
+            record |= {f"region_{key}": v for key, v in (record["region"] or {}).items()}
+            for province in self.setting.region.provinces:
+                probability = record["province_probabilities"][province.name]
+                record[f"probability_{province.key}"] = probability
+        return self._row(_cell(record.get(column)) for column in self.columns)
+
+    def identify(self, line: str) -> tuple[str, str]:
+        row = next(csv.reader([line], strict=True), [])
+        if len(row) != len(self.columns):
+            raise ValueError("not all columns")
+        return row[0], row[-1]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+class _GeoJson(_Format):
+    """A FeatureCollection (RFC 7946): a point per photo, and where it has one its region."""
+
+    start = '{"type": "FeatureCollection", "features": [\n'
+    separator, end = ",\n", "\n]}\n"
+
+    def line(self, entry: Entry) -> str:
+        record = record_of(entry, self.setting.model)
+        answer = entry.answer
+        if not isinstance(answer, Prediction):
+            return json.dumps(_feature(None, record | {"kind": "failure"}))
+        point = {"type": "Point", "coordinates": _lonlat(answer.lon, answer.lat)}
+        features = [_feature(point, record | {"kind": "prediction"})]
+        if answer.region is not None and self.setting.grounds:
+            ground = joined_ground(answer.region, self.setting.grounds)
+            named = {"photo": record["photo"], "kind": "region", **record["region"]}
+            del named["cell_ids"]
+            area = mapping(shapely.set_precision(ground, 10**-_DECIMALS))
+            features.append(_feature(area, named))
+        return ", ".join(json.dumps(feature) for feature in features)
+
+    def identify(self, line: str) -> tuple[str, str]:
+        record = json.loads(f"[{line}]")[0]["properties"]
+        return str(record["photo"]), str(record["model"])
+
+
+def _feature(geometry: Any, properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def _lonlat(lon: float, lat: float) -> list[float]:
+    return [round((lon + 180) % 360 - 180, _DECIMALS), round(lat, _DECIMALS)]
+
+
+class _Kml(_Format):
+    """A folder per photo: the place, the hypotheses (hidden at first) and the region."""
+
+    start = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        '<kml xmlns="http://www.opengis.net/kml/2.2"><Document><name>geopak predictions</name>'
+        '<Style id="place"><IconStyle><color>ff2b50f0</color></IconStyle></Style>'
+        '<Style id="hypothesis"><IconStyle><color>b0b5782a</color><scale>0.6</scale></IconStyle>'
+        '</Style><Style id="region"><LineStyle><color>ffb5782a</color></LineStyle>'
+        "<PolyStyle><color>40b5782a</color></PolyStyle></Style>\n"
+    )
+    separator, end = "\n", "\n</Document></kml>\n"
+
+    def line(self, entry: Entry) -> str:
+        record, answer = record_of(entry, self.setting.model), entry.answer
+        name = _tag("name", record["photo"])
+        data = {"photo": record["photo"], "model": record["model"]}
+        if not isinstance(answer, Prediction):
+            data["error"] = record["error"]
+            failed = name + _tag("description", record["error"]) + _extended(data)
+            return f"<Folder>{name}<Placemark>{failed}</Placemark></Folder>"
+        told = (
+            f"{answer.province} {answer.province_probabilities[answer.province]:.0%}, "
+            f"{answer.confidence:.0%} within {answer.confidence_km:g} km"
+        )
+        if not answer.answered:
+            told += "; below abstain_below: do not rely on it"
+        for key in ("province", "confidence", "confidence_km", "calibrated", "answer_score"):
+            data[key] = record[key]
+        data |= {f"gps_{key}": v for key, v in record.get("gps", {}).items() if v is not None}
+        inside = _tag("styleUrl", "#place") + _extended(data) + _point(answer.lon, answer.lat)
+        parts = [f"<Placemark>{name}{_tag('description', told)}{inside}</Placemark>"]
+        for rank, h in enumerate(answer.hypotheses, start=1):
+            label = _tag("name", f"{rank}. {h.probability:.1%} {h.province}, cell {h.cell_id}")
+            shown = _tag("visibility", "0") + _tag("styleUrl", "#hypothesis")
+            parts.append(f"<Placemark>{label}{shown}{_point(h.lon, h.lat)}</Placemark>")
+        if answer.region is not None and self.setting.grounds:
+            region = answer.region
+            label = _tag("name", f"{region.coverage:.0%} region, {region.area_km2:,.0f} km²")
+            ground = joined_ground(region, self.setting.grounds)
+            shown = _tag("visibility", "0") + _tag("styleUrl", "#region")
+            area = "".join(_kml_polygon(part) for part in shapely.get_parts(ground))
+            body = f"{label}{shown}<MultiGeometry>{area}</MultiGeometry>"
+            parts.append(f"<Placemark>{body}</Placemark>")
+        return f"<Folder>{name}{''.join(parts)}</Folder>"
+
+    def identify(self, line: str) -> tuple[str, str]:
+        try:
+            folder = ElementTree.fromstring(line)
+        except ElementTree.ParseError as error:
+            raise ValueError(str(error)) from error
+        found = {d.get("name"): d.findtext("value", "") for d in folder.iter("Data")}
+        return found["photo"], found["model"]
+
+
+def _tag(name: str, text: object) -> str:
+    return f"<{name}>{html.escape(str(text))}</{name}>"
+
+
+def _extended(data: dict[str, Any]) -> str:
+    values = (
+        f'<Data name="{html.escape(key)}">{_tag("value", _cell(value))}</Data>'
+        for key, value in data.items()
+    )
+    return f"<ExtendedData>{''.join(values)}</ExtendedData>"
+
+
+def _point(lon: float, lat: float) -> str:
+    east, north = _lonlat(lon, lat)
+    return f"<Point><coordinates>{east},{north}</coordinates></Point>"
+
+
+def _kml_polygon(polygon: Polygon) -> str:
+    def ring(kind: str, coordinates: Any) -> str:
+        text = " ".join(f"{x:.{_DECIMALS}f},{y:.{_DECIMALS}f}" for x, y in coordinates)
+        inside = f"<LinearRing><coordinates>{text}</coordinates></LinearRing>"
+        return f"<{kind}>{inside}</{kind}>"
+
+    holes = "".join(ring("innerBoundaryIs", hole.coords) for hole in polygon.interiors)
+    return f"<Polygon>{ring('outerBoundaryIs', polygon.exterior.coords)}{holes}</Polygon>"
+
+
+class _Html(_Format):
+    """A page that draws its records by itself, see :mod:`geopak.report.prediction_map`."""
+
+    separator, end = "\n", ""
+    _OPEN, _CLOSE = '<script type="application/json" class="photo">', "</script>"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.start, self.end = setting.page
+
+    def line(self, entry: Entry) -> str:
+        from geopak.report.prediction_map import page_record
+
+        text = json.dumps(page_record(entry, record_of(entry, self.setting.model)))
+        # Nothing in it may end the element.
+        return self._OPEN + text.replace("<", "\\u003c") + self._CLOSE
+
+    def identify(self, line: str) -> tuple[str, str]:
+        if not (line.startswith(self._OPEN) and line.endswith(self._CLOSE)):
+            raise ValueError("no record")
+        record = json.loads(line.removeprefix(self._OPEN).removesuffix(self._CLOSE))
+        return str(record["photo"]), str(record["model"])
+
+
+_TEXT: dict[str, type[_Format]] = {
+    ".csv": _Csv,
+    ".json": _Json,
+    ".jsonl": _JsonLines,
+    ".geojson": _GeoJson,
+    ".kml": _Kml,
+    ".html": _Html,
+}
+
+
+class _TextFile:
+    """A file of text that is whole after every write."""
+
+    def __init__(self, path: Path, form: _Format, wanted: set[str], overwrite: bool) -> None:
+        self.path, self._form = path, form
+        self.done: dict[str, None] = {}
+        kept = iter(()) if overwrite else self._kept(wanted)
+        # What is there stays until all that is kept of it lies beside it.
+        unfinished = path.with_name(f"{path.name}.partial")
+        try:
+            with unfinished.open("wb") as file:
+                self._at, self._empty = file.write(form.start.encode()), True
+                self._append(file, kept)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self._file = path.open("r+b")
+
+    def _kept(self, wanted: set[str]) -> Iterator[str]:
+        """Lines of the file of an earlier run, each for a photo that is still wanted.
+
+        Raises:
+            GeopakError: it is another file, or its answers are of another model.
+        """
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return
+        start = self._form.start.encode()
+        separator = self._form.separator.rstrip("\n")
+        with self.path.open("rb") as file:
+            if file.read(len(start)) != start:
+                raise _foreign(self.path, "holds something else, or answers of another model")
+            for number, raw in enumerate(file):
+                if not raw.endswith(b"\n"):
+                    return  # cut off, even where what is left could be read
+                line = raw.decode(errors="replace").rstrip("\n").removesuffix(separator)
+                try:
+                    photo, model = self._form.identify(line)
+                except (ValueError, KeyError, IndexError, TypeError):
+                    if number == 0 and not start:
+                        raise _foreign(self.path, "holds something else") from None
+                    return  # the end
+                if model != self._form.setting.model:
+                    raise _foreign(self.path, "holds answers of another model or other options")
+                if photo in wanted and photo not in self.done:
+                    self.done[photo] = None
+                    yield line
+
+    def _append(self, file: BinaryIO, lines: Iterable[str]) -> None:
+        file.seek(self._at)
+        for line in lines:
+            separator = "" if self._empty else self._form.separator
+            self._empty = False
+            self._at += file.write((separator + line).encode())
+        file.write(self._form.end.encode())
+        file.flush()
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        self._append(self._file, (self._form.line(entry) for entry in entries))
+
+    def close(self, complete: bool) -> None:
+        self._file.close()
+
+
+class _ParquetFile:
+    """Rows in parts beside the file, which they become when all are there."""
+
+    def __init__(self, path: Path, setting: Setting, wanted: set[str], overwrite: bool) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        self._parquet, self._pa = parquet, pa
+        self.path, self._setting, self._wanted = path, setting, wanted
+        self._schema = _schema(pa, setting.region)
+        self._parts = path.with_name(f".{path.name}.parts")
+        if overwrite:
+            shutil.rmtree(self._parts, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        self.done: dict[str, None] = {}
+        for source in self._sources():
+            self.done |= dict.fromkeys(self._names(source))
+        self._waiting: list[dict[str, Any]] = []
+        self._since = time.monotonic()
+
+    def _sources(self) -> list[Path]:
+        whole = [self.path] if self.path.is_file() else []
+        return [*whole, *sorted(self._parts.glob("part-*.parquet"))]
+
+    def _names(self, source: Path) -> list[str]:
+        try:
+            table = self._parquet.read_table(source, columns=["photo", "model"])
+        except (OSError, ValueError, KeyError) as error:
+            raise _foreign(self.path, f"is no table of answers ({source.name})") from error
+        if table.schema.names != ["photo", "model"] or set(table["model"].unique().to_pylist()) - {
+            self._setting.model
+        }:
+            raise _foreign(self.path, "holds something else, or answers of another model")
+        return [name for name in table["photo"].to_pylist() if name in self._wanted]
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            record = record_of(entry, self._setting.model)
+            self._waiting.append(record)
+        is_due = time.monotonic() - self._since > _PART_SECONDS
+        if len(self._waiting) >= _PART_ROWS or (is_due and self._waiting):
+            self._write_part()
+
+    def _write_part(self) -> None:
+        self._parts.mkdir(exist_ok=True)
+        # Numbers go on where the last run ended.
+        last = max((int(p.stem[5:]) for p in self._parts.glob("part-*.parquet")), default=-1)
+        part = self._parts / f"part-{last + 1:06d}.parquet"
+        unfinished = part.with_suffix(".partial")
+        table = self._pa.Table.from_pylist(self._waiting, self._schema)
+        self._parquet.write_table(table, unfinished)
+        os.replace(unfinished, part)
+        self._waiting = []
+        self._since = time.monotonic()
+
+    def close(self, complete: bool) -> None:
+        if self._waiting:
+            self._write_part()
+        if not complete:
+            return
+        unfinished = self.path.with_name(f"{self.path.name}.partial")
+        held: set[str] = set()
+        with self._parquet.ParquetWriter(unfinished, self._schema) as writer:
+            for source in self._sources():
+                for batch in self._parquet.ParquetFile(source).iter_batches(_PART_ROWS):
+                    # A run that was ended while it put the parts together left them twice.
+                    keep = [
+                        name in self._wanted and name not in held
+                        for name in batch.column("photo").to_pylist()
+                    ]
+                    batch = batch.filter(self._pa.array(keep, self._pa.bool_()))
+                    held |= set(batch.column("photo").to_pylist())
+                    writer.write_batch(batch.cast(self._schema))
+        os.replace(unfinished, self.path)
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+
+def _schema(pa: Any, region: Region) -> Any:
+    number, text, truth = pa.float64(), pa.string(), pa.bool_()
+    hypothesis = pa.struct(
+        [
+            ("lat", number), ("lon", number), ("probability", number), ("province", text),
+            ("cell_id", pa.int64()), ("radius_km", number),
+        ]
+    )  # fmt: skip
+    place_region = pa.struct(
+        [("coverage", number), ("area_km2", number), ("cell_ids", pa.list_(pa.int64()))]
+    )
+    by_province = pa.struct([(name, number) for name in region.names])
+    gps = pa.struct([("lat", number), ("lon", number), ("error_km", number), ("in_region", truth)])
+    return pa.schema(
+        [
+            ("photo", text), ("error", text), ("province", text), ("lat", number), ("lon", number),
+            ("confidence", number), ("confidence_km", number), ("calibrated", truth),
+            ("answer_score", number), ("answered", truth), ("region", place_region),
+            ("gate", number), ("province_probabilities", by_province),
+            ("hypotheses", pa.list_(hypothesis)), ("gps", gps), ("model", text),
+        ]
+    )  # fmt: skip
