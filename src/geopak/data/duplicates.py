@@ -242,7 +242,7 @@ def find_look_alikes(hashes: NDArray[np.uint64], max_bits: int) -> LookAlikes:
     store = _PairStore(max(_PAIRS_ALWAYS, _PAIRS_PER_HASH * len(rows)))
     for bands in tables:
         key = np.zeros(len(rows), np.uint64)
-        # Where few bits may differ, bands are wider than a key has room for: a part of each will do.
+        # Bands may be wider than the key has room for, where few bits differ: a part will do.
         most = (64 - len(rows).bit_length()) // len(bands)
         for start, end in bands:
             stop = min(end, start + most)
