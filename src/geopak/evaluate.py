@@ -372,9 +372,10 @@ def print_results(report: Mapping[str, Any]) -> None:
     for promise in report.get("regions", {"promises": {}})["promises"].values():
         if not promise["per_province"]:
             part = promise["overall"]
+            verdict = verdict_in_words(part, report["regions"]["doubts"])
             console.print(
                 f"region of {promise['coverage']:.0%}: holds {part['covered']['value']:.1%}, "
-                f"{verdict_in_words(part)}; median {part['area_km2']['median']:,.0f} km²",
+                f"{verdict}; median {part['area_km2']['median']:,.0f} km²",
                 highlight=False,
                 soft_wrap=True,
             )

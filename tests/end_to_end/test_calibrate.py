@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def calibrated_run(phases: dict[int, Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def report(calibrated_run: Path) -> dict[str, object]:
+def report(calibrated_run: Path) -> dict[str, Any]:
     outcome = run_command(
         "evaluate", f"ckpt={calibrated_run}", "bootstrap_resamples=50", "num_workers=0",
         "abstain_below=0.3",
@@ -75,8 +76,8 @@ def test_val_alone_is_used_and_each_photo_by_one_half(home: Path, calibrated_run
 
 
 def test_the_report_tells_both_states_and_the_regions(
-    report: dict, home: Path, calibrated_run: Path, phases: dict[int, Path]
-) -> None:  # type: ignore[type-arg]
+    report: dict[str, Any], home: Path, calibrated_run: Path
+) -> None:
     """Everything recomputed photo by photo from the test photos themselves."""
     trained = load_trained(calibrated_run)
     calibration = trained.calibration

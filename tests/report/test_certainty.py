@@ -166,7 +166,7 @@ def test_the_page_shows_it_all(tmp_path: Path) -> None:
         "A region that holds the place", "Regions promised to every province apart",
         "The promise is not guaranteed here", "ECE before", "ECE after",
         "What if it answers only when it is sure?", "answer score below 0.4",
-        "(regions.png)", "(silence.png)", "promise (range if kept)",
+        "(regions.png)", "(silence.png)", "promise (range if kept)", "| not guaranteed (",
     ):  # fmt: skip
         assert part in text, part
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

@@ -301,10 +301,17 @@ def summarize_silence(
     return found
 
 
-def verdict_in_words(part: Mapping[str, Any]) -> str:
-    """Whether a promise was kept, for a table."""
+def verdict_in_words(part: Mapping[str, Any], doubts: Sequence[str] = ()) -> str:
+    """Whether a promise was kept, for a table.
+
+    Args:
+        part: of :func:`summarize_regions`.
+        doubts: with any there is no promise to be kept: only where the coverage lies is said.
+    """
     if part["verdict"] is None:
         return "not promised"
     low, high = part["expected"]["low"], part["expected"]["high"]
     words = {KEPT: "kept", LESS: "less than promised", MORE: "more than promised"}
+    if doubts:
+        words = {KEPT: "not guaranteed", LESS: "not guaranteed, less", MORE: "not guaranteed, more"}
     return f"{words[part['verdict']]} ({low:.1%} to {high:.1%})"

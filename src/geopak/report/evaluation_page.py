@@ -187,7 +187,7 @@ def _region_sections(report: Mapping[str, Any]) -> list[Section]:
                 _share(part["covered"]),
                 _range(part["covered"], "%"),
                 _range(part["covered"]["binomial"], "%"),
-                verdict_in_words(part),
+                verdict_in_words(part, regions["doubts"]),
                 f"{part['cells']['median']:,.0f}",
                 f"{part['area_km2']['median']:,.0f} km²",
                 f"{part['area_km2']['mean']:,.0f} km²",
@@ -211,6 +211,11 @@ def _region_sections(report: Mapping[str, Any]) -> list[Section]:
         "lies takes both samples for as many independent photos as their groups make them worth; "
         "the interval beside it counts photos one by one, and is too narrow.",
     ]
+    if made_of["num_groups"] < FEW_GROUPS:
+        explanation.append(
+            f"Thresholds read off so few groups as {made_of['num_groups']} say little: the range "
+            "is wide, and what lies in it proves nothing."
+        )
     if any(p["overall"]["verdict"] == MORE for p in overall):
         explanation.append(
             "More than promised: no region is smaller than one cell, so that where the first cell "
@@ -252,7 +257,8 @@ def _region_sections(report: Mapping[str, Any]) -> list[Section]:
                 "knows well get more than their share, others less. With a threshold per province "
                 "(Mondrian) each cell is held against its own province's, and the promise holds "
                 "for the photos of every province. Where a province has too few calibration "
-                "photos for a promise, all of its cells are in every region ('all cells')."
+                "photos for a promise, all of its cells are in every region ('all cells'). In "
+                "brackets: the range in which the coverage of a kept promise lies."
             ],
             points=regions["doubts"],
             table=Table(
@@ -268,7 +274,7 @@ def _region_sections(report: Mapping[str, Any]) -> list[Section]:
 def _coverage_in_words(part: Mapping[str, Any]) -> str:
     if part["expected"]["low"] == 1:
         return f"{_share(part['covered'])}, all cells"
-    mark = {KEPT: "kept", MORE: "more", LESS: "less"}[part["verdict"]]
+    mark = {KEPT: "in range", MORE: "more", LESS: "less"}[part["verdict"]]
     low, high = part["expected"]["low"], part["expected"]["high"]
     return f"{_share(part['covered'])}, {mark} ({low:.0%} to {high:.0%})"
 
