@@ -7,11 +7,11 @@ Weights are random, photos are JPEGs of a rendered texture with 640 x 480 pixels
 the method's own encoders: beside the small stand-ins, decoding a photo takes as long as the model.
 It prints one line of JSON per case, measured by turns in one process:
 
-``predict/batch``: photos a second of ``GeopakPredictor.predict``, files to answers. ``limit``
-is what the encoders alone reach on ready tensors, and the decoding of the files by as many threads,
-put together: one after the other on a processor, where both need the same cores, and the slower of
-the two on a GPU, which leaves the cores to the decoding. Heads, decoding rules and making the
-answers are on top of that.
+``predict/batch``: photos per second of ``GeopakPredictor.predict``, from files to answers.
+``limit`` is what the encoders alone reach on ready tensors, and the decoding of the files by as
+many threads, put together: one after the other on a processor, where both need the same cores, and
+the slower of the two on a GPU, which leaves the cores to the decoding. Heads, decoding rules and
+the making of the answers are on top of that.
 ``predict/one``: milliseconds from the path of one file to its answer. ``limit`` is the encoders
 alone on a ready tensor, so that decoding, heads, rule and answer are on top.
 """

@@ -149,7 +149,7 @@ def test_an_error_of_the_input_ends_a_command_with_its_message_and_status_2(
 @pytest.mark.parametrize("text", ["IMG (1).jpg", "it's", "a\\'b", "é\\", "\\\\'é\\\\", "'", "é, ü"])
 def test_a_value_outside_the_grammar_arrives_as_typed(text: str) -> None:
     assert compose("predict", [f"images={text}"]).images == text
-    assert compose("predict", ["images=x", f"++out={text}"]).out == text
+    assert compose("predict", ["images=x", f"++map={text}"]).map == text
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), max_size=12))
