@@ -165,7 +165,7 @@ def test_evaluation_does_without_a_cache_that_cannot_be_used(
         raise FeatureCacheError("The feature cache cannot be written to.")
 
     monkeypatch.setattr("geopak.data.features.are_known", lambda folder, fingerprint: True)
-    monkeypatch.setattr("geopak.data.feature_store.hash_folder", refuse)
+    monkeypatch.setattr("geopak.inference.hash_folder", refuse)
     arguments = [f"ckpt={phases[1]}", f"out={tmp_path / 'report'}", "bootstrap_resamples=20"]
     outcome = command("evaluate", *arguments)
     assert outcome.status == 0, outcome.text
