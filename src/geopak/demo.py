@@ -1,7 +1,7 @@
 """The whole method on the rendered photos of a region, in minutes: ``python -m geopak.demo``.
 
-Photos, preparation, three phases, an evaluation report and a prediction, each with the
-configuration that the command of its own would compose, then a table of test-split results.
+Photos, preparation, three phases, calibration, an evaluation report and a prediction, each with
+the configuration that the command of its own would compose, then a table of test-split results.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
         The content of ``summary.json``: per phase and baseline the end-to-end results on the test
         split, and the seconds of every step.
     """
+    from geopak.calibrate import calibrate
     from geopak.evaluate import evaluate
     from geopak.options import plain
     from geopak.predict import predict
@@ -74,6 +75,11 @@ def demo(cfg: DictConfig) -> dict[str, Any]:
             run = folder / f"phase-{phase}" / stamp
             result = train(compose_step("train", overrides, cfg), run, [region, *overrides])
         checkpoints[phase] = result.checkpoint
+        if phase == 2:
+            # On val alone: temperatures, and thresholds of the regions that the report measures.
+            overrides = [f"ckpt={result.checkpoint}", f"root={root}", *cfg.calibrate]
+            with watch.step("calibration", " ".join(["calibrate", *overrides])):
+                calibrate(compose("calibrate", overrides))
         overrides = [f"ckpt={result.checkpoint}", f"root={root}", *cfg.evaluate]
         if phase == 2:
             overrides.append(f"out={folder / 'report'}")

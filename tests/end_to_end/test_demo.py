@@ -47,6 +47,7 @@ def test_demo_runs_every_step_and_sums_up(home: Path) -> None:
     assert summary["seconds"]["total"] > 0
     report = json.loads((folder / "report" / "report.json").read_text())
     assert report["context"]["split"] == "test"
+    assert report["context"]["calibration"].startswith("temperatures ")
     assert report["end_to_end"]["median_km"]["value"] == summary["phases"]["2"]["median_km"]
     assert (folder / "report" / "report.html").is_file()
     assert (folder / "prediction.png").is_file()

@@ -328,6 +328,7 @@ class DemoConfig:
     root: str
     synthetic: Sequence[str]
     prepare: Sequence[str]
+    calibrate: Sequence[str]
     evaluate: Sequence[str]
     train: Mapping[Literal[0, 1, 2], list[str]]
     landscape: Landscape | None = field(default=None)
