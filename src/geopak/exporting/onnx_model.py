@@ -312,8 +312,17 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         axis = op.Constant(value_ints=[-1])
         return op.ReduceSum(op.Cast(smaller, to=ir.DataType.INT64), axis, keepdims=0)
 
+    def hypot(self: Any, other: Any) -> Any:
+        # As in PyTorch, a square that overflows is none of the result.
+        large = op.Max(op.Abs(self), op.Abs(other))
+        safe = op.Where(op.Equal(large, of(0.0, large)), of(1.0, large), large)
+        a, b = op.Div(self, safe), op.Div(other, safe)
+        return op.Mul(large, op.Sqrt(op.Add(op.Mul(a, a), op.Mul(b, b))))
+
     aten = torch.ops.aten
     return {
+        aten.hypot.default: hypot,
+        torch.ops.prims.hypot.default: hypot,
         aten.acos.default: acos,
         aten.atan2.default: atan2,
         aten.sort.stable: stable_sort,
