@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from geopak.model_folder import CONFIG, WEIGHTS, write_model_folder
 from geopak.models.decode import decode, joint_log_prob
 from geopak.results import Answer, Hypothesis, PhotoFailure, PlaceRegion, Prediction
 from geopak.schema.training import DecodingOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CARD = "README.md"
 _MOST_THREADS = 8
@@ -155,7 +158,10 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         return cls(folder, **options)
 
     def generate_model_card(
-        self, report: str | Path | None = None, license: str | None = None
+        self,
+        report: str | Path | None = None,
+        license: str | None = None,
+        photos: pd.DataFrame | None = None,
     ) -> ModelCard:
         """The card that :meth:`save_pretrained` and :meth:`push_to_hub` add.
 
@@ -164,6 +170,7 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
                 ``None``: the one in the run's ``report-test/``, if there is one, or the card of
                 the folder that the model was read from.
             license: the model's.
+            photos: table of the prepared set, which tells where its photos come from.
 
         Raises:
             ExportError: no report, or one of another split.
@@ -172,7 +179,7 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
 
         trained = self.trained
         before = trained.path / CARD
-        if report is None and license is None and before.is_file():
+        if report is None and license is None and photos is None and before.is_file():
             return ModelCard.load(before)
         beside = trained.path.parent.parent / "report-test" / "report.json"
         if report is None and trained.path.is_file() and beside.is_file():
@@ -184,7 +191,8 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
                 trained.cells,
                 trained.calibration,
                 None if report is None else read_report(report),
-                licence=license,
+                photos,
+                license,
             ),
             ignore_metadata_errors=True,
         )

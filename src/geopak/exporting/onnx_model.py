@@ -22,7 +22,7 @@ from geopak import __version__
 from geopak.build import Trained
 from geopak.calibration import answer_score, calibrated, calibrated_confidence
 from geopak.conformal import cells_within, mass_before
-from geopak.errors import ConfigError, ExportError
+from geopak.errors import ExportError
 from geopak.exporting.square import square_of
 from geopak.models.decode import decode, joint_log_prob
 from geopak.schema.training import DecodingOptions
@@ -157,7 +157,7 @@ def write_onnx(
     Raises:
         ExportError: ONNX's libraries are missing, or cannot write the file.
     """
-    _require("onnx", "onnxscript", "onnxruntime")
+    require_onnx()
     import onnx
 
     module = PhotoToPlace(trained, decoding, coverage, per_province, precision == "float16").eval()
@@ -198,9 +198,15 @@ def write_onnx(
     return module
 
 
-def _require(*names: str) -> None:
+def require_onnx() -> None:
+    """Makes sure that ONNX's libraries are there.
+
+    Raises:
+        ExportError: one is missing.
+    """
     from importlib.util import find_spec
 
+    names = ("onnx", "onnxscript", "onnxruntime")
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ExportError(
@@ -356,5 +362,3 @@ def _quantised(proto: Any) -> Any:
             )  # fmt: skip
         return onnx.load(after)
 
-
-__all__ = ["INPUT", "METADATA", "ConfigError", "PhotoToPlace", "write_onnx"]
