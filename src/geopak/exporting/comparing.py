@@ -156,10 +156,32 @@ def compare(session: Session, predictor: GeopakPredictor, photos: Sequence[Pixel
     for k, photo in enumerate(photos):
         sizes.setdefault(photo.shape, []).append(k)
     for alike in sizes.values():
-        for batch in ([alike] if len(alike) == 1 else [alike, alike[:1]]):
+        for batch in [alike] if len(alike) == 1 else [alike, alike[:1]]:
             got = session(np.stack([photos[k] for k in batch]))
             for row, k in enumerate(batch):
                 found.add(answers[k], {name: values[row] for name, values in got.items()})
+    return found
+
+
+def compare_answers(want: Sequence[Answer], got: Sequence[Answer]) -> Differences:
+    """Compares the answers of two predictors for the same photos."""
+    found = Differences()
+    for ours, theirs in zip(map(_prediction, want), map(_prediction, got), strict=True):
+        num_cells = max((0, *(theirs.region.cell_ids if theirs.region else ()))) + 1
+        inside = np.zeros(num_cells, bool)
+        inside[list(theirs.region.cell_ids) if theirs.region else []] = True
+        answers = {
+            "hypothesis_cell_id": np.array([h.cell_id for h in theirs.hypotheses]),
+            "hypothesis_probability": np.array([h.probability for h in theirs.hypotheses]),
+            "hypothesis_latlon_deg": np.array([(h.lat, h.lon) for h in theirs.hypotheses]),
+            "province_probability": np.array(list(theirs.province_probabilities.values())),
+            "latlon_deg": np.array((theirs.lat, theirs.lon)),
+            "cell_in_region": inside,
+            "region_area_km2": np.array(theirs.region.area_km2 if theirs.region else 0.0),
+        }
+        for name in ("confidence", "answer_score", "gate"):
+            answers[name] = np.array(getattr(theirs, name))
+        found.add(ours, answers)
     return found
 
 

@@ -174,7 +174,7 @@ def write_onnx(
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=list(module.outputs),
-                dynamic_shapes=({axis: torch.export.Dim.DYNAMIC for axis in dynamic},),
+                dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
                 custom_translation_table=_translations(),
                 verbose=False,
             )
@@ -190,7 +190,10 @@ def write_onnx(
     if precision == "int8":
         proto = _quantised(proto)
     entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA, json.dumps(_description(trained, module, precision, coverage, per_province))
+    entry.key, entry.value = (
+        METADATA,
+        json.dumps(_description(trained, module, precision, coverage, per_province)),
+    )
     try:
         onnx.save(proto, path)
     except (OSError, ValueError) as error:
@@ -226,7 +229,11 @@ def _rename_dimension(proto: Any, axis: int, name: str) -> None:
 
 
 def _description(
-    trained: Trained, module: PhotoToPlace, precision: str, coverage: float | None, per_province: bool
+    trained: Trained,
+    module: PhotoToPlace,
+    precision: str,
+    coverage: float | None,
+    per_province: bool,
 ) -> dict[str, Any]:
     """What the numbers of the outputs mean, kept in the file's metadata."""
     cells, names = trained.cells, trained.region.names
@@ -272,9 +279,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How operations are written that ONNX Runtime lacks for float64, or the exporter altogether."""
+    """Operations that ONNX Runtime lacks for float64, or the exporter altogether, by others."""
     import onnx_ir as ir
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    # Symbolic values, not those that its signatures speak of.
+    op: Any = opset18
 
     def of(value: Any, like: Any) -> Any:
         return op.CastLike(op.Constant(value_float=value), like)
@@ -298,7 +308,11 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def atan2(self: Any, other: Any) -> Any:
         is_double = ir.DataType.DOUBLE in (self.dtype, other.dtype)
-        y, x = (op.Cast(v, to=ir.DataType.FLOAT) for v in (self, other)) if is_double else (self, other)
+        y, x = (
+            (op.Cast(v, to=ir.DataType.FLOAT) for v in (self, other))
+            if is_double
+            else (self, other)
+        )
         zero, half_turn = op.Constant(value_float=0.0), op.Constant(value_float=3.14159265358979)
         turn = op.Where(op.Less(y, zero), op.Neg(half_turn), half_turn)
         angle = op.Add(op.Atan(op.Div(y, x)), op.Where(op.Less(x, zero), turn, zero))
@@ -361,4 +375,3 @@ def _quantised(proto: Any) -> Any:
                 per_channel=True, op_types_to_quantize=["MatMul", "Gemm"],
             )  # fmt: skip
         return onnx.load(after)
-

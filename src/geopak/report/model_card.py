@@ -74,7 +74,7 @@ def model_card(
     )
     config, phase = identity["config"], identity["phase"]
     total = int(cells.count.sum())
-    provinces = []
+    provinces: list[dict[str, Any]] = []
     for index, name in enumerate(region.names):
         of_province = cells.province_id == index
         count = int(cells.count[of_province].sum())
