@@ -45,6 +45,8 @@ _OUTPUTS = (
 _REGION_OUTPUTS = ("cell_in_region", "region_area_km2")
 # The modules whose numbers a smaller precision is for; a coordinate needs all of its digits.
 _ENCODERS = ("semantic", "scene")
+# Numbers of a tensor from which on its size matters.
+_LEAST_HALVED = 256
 
 
 class PhotoToPlace(nn.Module):
@@ -55,7 +57,6 @@ class PhotoToPlace(nn.Module):
         decoding: rule and numbers.
         coverage: of the regions; ``None``, or without a calibration: none.
         per_province: keep their promise per province.
-        half: encoders in float16.
     """
 
     cell_threshold: Tensor
@@ -67,14 +68,10 @@ class PhotoToPlace(nn.Module):
         decoding: DecodingOptions,
         coverage: float | None,
         per_province: bool,
-        half: bool = False,
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(trained.model).cpu().eval()
         self.model.requires_grad_(False)
-        self.encoder_dtype = torch.float16 if half else torch.float32
-        for name in _ENCODERS:
-            getattr(self.model, name).to(self.encoder_dtype)
         self.decoding = decoding
         self.calibration = trained.calibration
         self.has_regions = coverage is not None and self.calibration is not None
@@ -107,8 +104,7 @@ class PhotoToPlace(nn.Module):
         """
         model, calibration, rule = self.model, self.calibration, self.decoding.rule
         square = square_of(image, model.image_size) / 255
-        features = model.embed(square.to(self.encoder_dtype), model.fused_encoders).float()
-        output = model.heads(features)
+        output = model.heads(model.embed(square, model.fused_encoders))
         if calibration is not None:
             output = calibrated(output, calibration)
         decoded = decode(model, output, self.decoding)[rule]
@@ -147,9 +143,10 @@ def write_onnx(
         trained: the model.
         path: to write; replaced.
         decoding, coverage, per_province: see :class:`PhotoToPlace`.
-        precision: ``float32``; ``float16``: the encoders' weights and sums; ``int8``: the encoders'
-            matrix products, with weights of one byte and activations scaled photo by photo, which
-            leaves convolutions at float32.
+        precision: ``float32``; ``float16``: half the file, for the encoders' weights are kept so
+            and computed with in float32 (ONNX Runtime's CPU kernels for sums in float16 end its
+            process with this graph); ``int8``: the encoders' matrix products, with weights of one
+            byte and activations scaled as they come, which leaves convolutions at float32.
 
     Returns:
         What was written, before any quantisation.
@@ -160,7 +157,7 @@ def write_onnx(
     require_onnx()
     import onnx
 
-    module = PhotoToPlace(trained, decoding, coverage, per_province, precision == "float16").eval()
+    module = PhotoToPlace(trained, decoding, coverage, per_province).eval()
     # Neither a batch nor a side of 1, which an exporter takes for a constant.
     size = trained.model.image_size
     example = torch.zeros(2, size + 4, size + 6, 3, dtype=torch.uint8)
@@ -187,7 +184,9 @@ def write_onnx(
     proto = program.model_proto
     for axis, name in dynamic.items():
         _rename_dimension(proto, axis, name)
-    if precision == "int8":
+    if precision == "float16":
+        _halve(proto)
+    elif precision == "int8":
         proto = _quantised(proto)
     entry = proto.metadata_props.add()
     entry.key, entry.value = (
@@ -350,6 +349,39 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
+def _of_encoders(node: Any) -> bool:
+    """Whether a node of the graph comes from an encoder's modules."""
+    properties = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = properties.get("pkg.torch.onnx.name_scopes", "")
+    return any(f"'model.{encoder}" in scopes for encoder in _ENCODERS)
+
+
+def _halve(proto: Any) -> None:
+    """Keeps the encoders' weights in float16, each cast to float32 where it is used."""
+    import numpy as np
+    import onnx
+
+    used = {name for node in proto.graph.node if _of_encoders(node) for name in node.input}
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.name not in used or tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.size < _LEAST_HALVED:
+            continue
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            raise ExportError(
+                f"precision=float16: {tensor.name} holds {np.abs(values).max():.3g}, more than "
+                "float16 can. Use precision=float32."
+            )
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=1))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
 def _quantised(proto: Any) -> Any:
     """The graph with the encoders' matrix products in int8."""
     import tempfile
@@ -357,13 +389,11 @@ def _quantised(proto: Any) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    names = []
-    for node in proto.graph.node:
-        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(
-            "pkg.torch.onnx.name_scopes", ""
-        )
-        if node.op_type in ("MatMul", "Gemm") and any(f"'model.{e}" in scopes for e in _ENCODERS):
-            names.append(node.name)
+    names = [
+        node.name
+        for node in proto.graph.node
+        if node.op_type in ("MatMul", "Gemm") and _of_encoders(node)
+    ]
     if not names:
         raise ExportError("precision=int8: this model's encoders have no matrix products.")
     with tempfile.TemporaryDirectory() as folder:
