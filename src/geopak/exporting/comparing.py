@@ -165,24 +165,39 @@ def compare(session: Session, predictor: GeopakPredictor, photos: Sequence[Pixel
 
 def compare_answers(want: Sequence[Answer], got: Sequence[Answer]) -> Differences:
     """Compares the answers of two predictors for the same photos."""
-    found = Differences()
-    for ours, theirs in zip(map(_prediction, want), map(_prediction, got), strict=True):
-        num_cells = max((0, *(theirs.region.cell_ids if theirs.region else ()))) + 1
-        inside = np.zeros(num_cells, bool)
-        inside[list(theirs.region.cell_ids) if theirs.region else []] = True
-        answers = {
-            "hypothesis_cell_id": np.array([h.cell_id for h in theirs.hypotheses]),
-            "hypothesis_probability": np.array([h.probability for h in theirs.hypotheses]),
-            "hypothesis_latlon_deg": np.array([(h.lat, h.lon) for h in theirs.hypotheses]),
-            "province_probability": np.array(list(theirs.province_probabilities.values())),
-            "latlon_deg": np.array((theirs.lat, theirs.lon)),
-            "cell_in_region": inside,
-            "region_area_km2": np.array(theirs.region.area_km2 if theirs.region else 0.0),
-        }
-        for name in ("confidence", "answer_score", "gate"):
-            answers[name] = np.array(getattr(theirs, name))
-        found.add(ours, answers)
+    found, theirs = Differences(), arrays_of(got)
+    for k, answer in enumerate(want):
+        found.add(_prediction(answer), {name: values[k] for name, values in theirs.items()})
     return found
+
+
+def arrays_of(answers: Sequence[Answer]) -> Arrays:
+    """Answers in the form of an ONNX file's outputs; hypotheses that are none have cell -1."""
+    found = [_prediction(answer) for answer in answers]
+    most = max((len(a.hypotheses) for a in found), default=0)
+    cells = [a.region.cell_ids if a.region else () for a in found]
+    inside = np.zeros(
+        (len(found), 1 + max((max(ids, default=0) for ids in cells), default=0)), bool
+    )
+    for row, ids in zip(inside, cells, strict=True):
+        row[list(ids)] = True
+    empty = (-1, 0.0, 0.0, 0.0)
+    rows = [
+        [(h.cell_id, h.probability, h.lat, h.lon) for h in a.hypotheses]
+        + [empty] * (most - len(a.hypotheses))
+        for a in found
+    ]
+    hypotheses = np.array(rows, float).reshape(len(found), most, 4)
+    return {
+        "latlon_deg": np.array([(a.lat, a.lon) for a in found]),
+        **{k: np.array([a[k] for a in found]) for k in ("confidence", "answer_score", "gate")},
+        "province_probability": np.array([list(a.province_probabilities.values()) for a in found]),
+        "hypothesis_cell_id": hypotheses[..., 0].astype(np.int64),
+        "hypothesis_probability": hypotheses[..., 1],
+        "hypothesis_latlon_deg": hypotheses[..., 2:],
+        "cell_in_region": inside,
+        "region_area_km2": np.array([a.region.area_km2 if a.region else 0.0 for a in found]),
+    }
 
 
 def _prediction(answer: Answer) -> Prediction:
