@@ -128,7 +128,7 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         write_model_folder(save_directory, trained.identity, trained.model.state_dict())
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls,
         *,
         model_id: str,
