@@ -207,10 +207,8 @@ def print_results(found: dict[str, Any]) -> None:
 
 
 @entry_point("export")
-def main(cfg: DictConfig) -> dict[str, Any]:
-    found = export(cfg)
-    print_results(found)
-    return found
+def main(cfg: DictConfig) -> None:
+    print_results(export(cfg))
 
 
 if __name__ == "__main__":
