@@ -207,6 +207,10 @@ def test_the_hubs_three_methods(
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     assert predictor.push_to_hub("where") == "commit"
     assert uploads[0]["repo_id"] == "someone/where"
+    monkeypatch.setattr(
+        "huggingface_hub.hub_mixin.hf_hub_download",
+        lambda repo_id, filename, **_: str(tmp_path / "hub" / filename),
+    )
     monkeypatch.setattr("geopak.predictor.snapshot_download", lambda *_, **__: tmp_path / "hub")
     fetched = GeopakPredictor.from_pretrained(
         "someone/where", device="cpu", local_files_only=True, revision="main"
