@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -341,6 +341,7 @@ class Trained:
         path: the checkpoint.
         config: of its training.
         calibration: of ``geopak.calibrate``, where the checkpoint has one.
+        identity: all that the checkpoint carries beside weights, as it was read.
     """
 
     model: Geolocator
@@ -352,6 +353,7 @@ class Trained:
     path: Path
     config: dict[str, Any]
     calibration: Calibration | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_trained(
@@ -386,6 +388,7 @@ def load_trained(
         path=Path(path),
         config=identity["config"],
         calibration=_calibration(checkpoint, path, device) if calibration else None,
+        identity=identity,
     )
 
 

@@ -20,6 +20,7 @@ from geopak.data.atomic import write_json
 from geopak.errors import CheckpointError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
+from geopak.model_folder import is_model_folder, read_model_folder
 from geopak.models.geolocator import Geolocator
 
 log = logging.getLogger(__name__)
@@ -50,19 +51,25 @@ IDENTITY = (
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of geopak without unpickling anything but tensors and plain containers.
 
+    Args:
+        path: a training's checkpoint, or a folder of ``geopak.export format=safetensors``.
+
     Raises:
         CheckpointError: missing, unsafe, not a checkpoint, or not one of geopak.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"No checkpoint at {path}.")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each raise their own
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} is not a checkpoint that can be loaded safely: {first_line}"
-        ) from error
+    if is_model_folder(path):
+        loaded = read_model_folder(path)
+    else:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and torch each raise their own
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(
+                f"{path} is not a checkpoint that can be loaded safely: {first_line}"
+            ) from error
     identity = loaded.get("geopak") if isinstance(loaded, dict) else None
     if not isinstance(identity, dict) or "state_dict" not in loaded:
         raise CheckpointError(

@@ -87,6 +87,10 @@ class CheckpointError(GeopakError):
     """A checkpoint that is missing, unsafe, or of another region, phase or model."""
 
 
+class ExportError(GeopakError):
+    """An export that cannot be made, or that answers otherwise than the model does."""
+
+
 class TrainingError(GeopakError):
     """A training that cannot go on: its loss or gradient is no longer a finite number."""
 

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from PIL import Image
 from torch import Tensor
 
@@ -19,10 +20,15 @@ from geopak.calibration import answer_score, calibrated, calibrated_confidence, 
 from geopak.conformal import mass_before
 from geopak.data.images import Photo, files_of, load_image, name_of, stack_images
 from geopak.errors import ConfigError, PhotoError
+from geopak.model_folder import CONFIG, WEIGHTS, write_model_folder
 from geopak.models.decode import decode, joint_log_prob
 from geopak.results import Answer, Hypothesis, PhotoFailure, PlaceRegion, Prediction
 from geopak.schema.training import DecodingOptions
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+CARD = "README.md"
 _MOST_THREADS = 8
 # Batches that are decoded or being decoded while the model is at work on another.
 _BATCHES_AHEAD = 2
@@ -52,7 +58,7 @@ class _Inferred(NamedTuple):
     ready: torch.cuda.Event | None
 
 
-class GeopakPredictor:
+class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]):
     """Predicts where photos were taken, from a checkpoint alone.
 
     ::
@@ -63,9 +69,11 @@ class GeopakPredictor:
         predictor.predict("photos/")                    # a folder with its subfolders: a list
         for answer in predictor.stream(million_paths):  # any iterable, as it goes
             print(answer.error or (answer.photo, answer.lat, answer.lon))
+        predictor.save_pretrained("folder")             # with a model card
+        GeopakPredictor.from_pretrained("folder")       # or a repository of the Hugging Face Hub
 
     Args:
-        checkpoint_path: of any phase.
+        checkpoint_path: a checkpoint of any phase, or a folder of ``save_pretrained``.
         device: ``cpu``, ``cuda``, ``cuda:1``, or the number of a GPU; ``None``: a GPU if there is
             one.
         rule: decoding rule; ``None``: the one that the model was validated with.
@@ -113,6 +121,81 @@ class GeopakPredictor:
         self.abstain_below = abstain_below
         self._provinces = [self.trained.region.names[p] for p in self.trained.cells.province_id]
         self._radius_km: list[float] = self.trained.cells.radius_km.tolist()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Writes ``config.json`` and ``model.safetensors``, see :mod:`geopak.model_folder`."""
+        trained = self.trained
+        write_model_folder(save_directory, trained.identity, trained.model.state_dict())
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **options: Any,
+    ) -> GeopakPredictor:
+        """A predictor of a folder, or of what a repository of the Hub holds.
+
+        Raises:
+            CheckpointError: not a model of geopak.
+        """
+        folder = model_id
+        if not os.path.isdir(model_id):
+            folder = snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=[CONFIG, WEIGHTS, CARD],
+            )
+        return cls(folder, **options)
+
+    def generate_model_card(
+        self,
+        report: str | Path | None = None,
+        license: str | None = None,
+        photos: pd.DataFrame | None = None,
+    ) -> ModelCard:
+        """The card that :meth:`save_pretrained` and :meth:`push_to_hub` add.
+
+        Args:
+            report: ``report.json`` of the evaluation on test (``model_card_kwargs={"report": …}``);
+                ``None``: the one in the run's ``report-test/``, if there is one, or the card of
+                the folder that the model was read from.
+            license: the model's.
+            photos: table of the prepared set, which tells where its photos come from.
+
+        Raises:
+            ExportError: no report, or one of another split.
+        """
+        from geopak.report.model_card import model_card, read_report
+
+        trained = self.trained
+        before = trained.path / CARD
+        if report is None and license is None and photos is None and before.is_file():
+            return ModelCard.load(before)
+        beside = trained.path.parent.parent / "report-test" / "report.json"
+        if report is None and trained.path.is_file() and beside.is_file():
+            report = beside
+        return ModelCard(
+            model_card(
+                trained.identity,
+                trained.region,
+                trained.cells,
+                trained.calibration,
+                None if report is None else read_report(report),
+                photos,
+                license,
+            ),
+            ignore_metadata_errors=True,
+        )
 
     # A folder is given by its path too, and its answers are a list.
     @overload

@@ -14,6 +14,7 @@ _PLACES = {
     "evaluate": ("commands", "EvaluateConfig"),
     "calibrate": ("commands", "CalibrateConfig"),
     "predict": ("commands", "PredictConfig"),
+    "export": ("commands", "ExportConfig"),
     "prepare": ("commands", "PrepareConfig"),
     "collect": ("collecting", "CollectConfig"),
     "publish": ("publishing", "PublishConfig"),

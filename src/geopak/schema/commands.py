@@ -106,6 +106,45 @@ class CalibrateConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """``conf/export.yaml``."""
+
+    paths: Paths
+    ckpt: str | None
+    name: str
+    format: Literal["onnx", "safetensors"]
+    out: str | None
+    precision: Literal["float32", "float16", "int8"]
+    rule: DecodingRule | None
+    coverage: Annotated[float, Range(above=0, below=1)] | None
+    per_province: bool
+    check_photos: Count
+    prepared: str | None
+    root: str | None
+    val_photos: Count
+    report: str | None
+    license: str | None
+    seed: Natural
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if self.format == "safetensors":
+            for key, plain in (("precision", "float32"), ("rule", None)):
+                if getattr(self, key) != plain:
+                    yield Problem(
+                        key,
+                        f"{key}={getattr(self, key)} is for format=onnx: format=safetensors keeps "
+                        "the model as it is",
+                    )
+        if (self.prepared is None) != (self.root is None):
+            yield Problem(
+                "prepared",
+                "prepared= is the set that the model was trained on and root= the folder of its "
+                "photos: both or none",
+            )
+
+
+@dataclass(frozen=True)
 class PredictConfig:
     """``conf/predict.yaml``; a name of digits alone arrives as a number in a list."""
 

@@ -1,0 +1,1 @@
+"""A trained model taken elsewhere: ONNX, and what that costs in smaller numbers."""
