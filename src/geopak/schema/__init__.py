@@ -14,6 +14,7 @@ _PLACES = {
     "evaluate": ("commands", "EvaluateConfig"),
     "calibrate": ("commands", "CalibrateConfig"),
     "predict": ("commands", "PredictConfig"),
+    "app": ("commands", "AppConfig"),
     "prepare": ("commands", "PrepareConfig"),
     "doctor": ("commands", "DoctorConfig"),
     "leaks": ("commands", "LeaksConfig"),

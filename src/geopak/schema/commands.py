@@ -138,6 +138,43 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class AppConfig:
+    """``conf/app.yaml``."""
+
+    paths: Paths
+    ckpt: str | None
+    name: str
+    host: str
+    port: Annotated[int, Range(least=0, most=65535)]
+    hosts: list[str]
+    rule: DecodingRule | None
+    coverage: Annotated[float, Range(above=0, below=1)] | None
+    per_province: bool
+    abstain_below: Share
+    root: str
+    prepared: str | None
+    feature_folder: str
+    max_mb: Positive
+    max_megapixels: Positive
+    max_photos: Count
+    max_batch_mb: Positive
+    timeout_s: Positive
+    max_waiting: Count
+    keep_minutes: Positive
+    device: Device | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch_size: Count
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if self.max_batch_mb < self.max_mb:
+            yield Problem(
+                "max_batch_mb",
+                f"max_batch_mb={self.max_batch_mb:g} is less than max_mb={self.max_mb:g}",
+            )
+
+
+@dataclass(frozen=True)
 class PrepareConfig:
     """``conf/prepare.yaml`` with its groups."""
 
