@@ -90,7 +90,12 @@ def plain_grounds(grounds: Sequence[Ground]) -> list[Ground]:
 
 def joined_ground(region: PlaceRegion, grounds: Sequence[Ground]) -> Ground:
     """The ground of a region's cells as one geometry, longitudes between -180 and 180."""
-    union = shapely.coverage_union_all([grounds[k] for k in region.cell_ids])
+    own = [grounds[k] for k in region.cell_ids]
+    try:
+        union = shapely.coverage_union_all(own)
+    except shapely.errors.GEOSException:
+        # Grounds of neighbouring provinces may miss each other by a rounding.
+        union = shapely.union_all(own)
     polygons = [p for p in shapely.get_parts(union) if isinstance(p, Polygon)]
     return cut_at_antimeridian(MultiPolygon(polygons))
 

@@ -114,6 +114,7 @@ class PredictConfig:
     per_province: bool
     abstain_below: Share
     map: str | None
+    why: str | None
     out: str | None
     overwrite: bool
     gps: bool
@@ -125,8 +126,9 @@ class PredictConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Everything that is well by itself, but not together."""
-        if self.map and isinstance(self.images, list) and len(self.images) > 1:
-            yield Problem("map", f"map= draws one photo, images= names {len(self.images)}")
+        for key, path in (("map", self.map), ("why", self.why)):
+            if path and isinstance(self.images, list) and len(self.images) > 1:
+                yield Problem(key, f"{key}= draws one photo, images= names {len(self.images)}")
         suffix = os.path.splitext(self.out or "")[1].lower()
         if suffix and suffix not in ANSWER_FORMATS:
             known = ", ".join(ANSWER_FORMATS)

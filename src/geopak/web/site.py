@@ -77,7 +77,7 @@ def make_site(
         make_page(asking, limits),
         path="/",
         allowed_paths=[],
-        blocked_paths=["/"],
+        blocked_paths=[str(predictor.trained.path.resolve().parent)],
         show_error=False,
         ssr_mode=False,
         run_history=False,
@@ -104,7 +104,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             f"metadata on arrival, and are deleted within {limits.keep_minutes:g} minutes.</p></div>"
         )
         with gr.Tabs():
-            with gr.Tab("One photo"), gr.Row():
+            with gr.Tab("One photo"), gr.Row(elem_id="one"):
                 with gr.Column(scale=4, min_width=300):
                     photo = gr.Image(
                         type="filepath",
@@ -148,7 +148,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
                         )
                     ]
         gr.HTML(
-            '<p class="geopak-answer note">A guess from what is visible, not evidence of where '
+            '<p class="geopak-foot">A guess from what is visible, not evidence of where '
             "anyone was. "
             '<a href="api">API for programs</a></p>'
         )
