@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -85,15 +86,19 @@ def serve(cfg: DictConfig) -> None:
                 "warning: host=%s lets everyone who can reach this machine ask, without a password.",
                 cfg.host,
             )
-        uvicorn.Server(
-            uvicorn.Config(
-                site,
-                log_level="warning",
-                server_header=False,
-                limit_concurrency=cfg.max_waiting + _MORE_CONNECTIONS,
-                timeout_graceful_shutdown=3,
-            )
-        ).run(sockets=[listening])
+        config = uvicorn.Config(
+            site,
+            log_level="warning",
+            server_header=False,
+            limit_concurrency=cfg.max_waiting + _MORE_CONNECTIONS,
+            timeout_graceful_shutdown=3,
+        )
+        # Uvicorn ends in good order, then sends itself the signal again: it must not end the
+        # process before the photos are deleted.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        log.info("ended")
     finally:
         listening.close()
         shutil.rmtree(folder, ignore_errors=True)

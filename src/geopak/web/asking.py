@@ -253,24 +253,11 @@ class Asking:
         text = Markup('<div class="geopak-answer"><div class="geopak-card warn"><p>{}</p></div></div>')
         return str(text.format(reason))
 
-    def table_of(self, answers: Sequence[Answer]) -> list[list[str]]:
-        """A row of text per answer: photo, province, latitude, longitude, confidence."""
-        rows = []
-        for answer in answers:
-            if answer.error is not None:
-                rows.append([str(answer.photo), answer.error, "", "", ""])
-            else:
-                sure = f"{answer.confidence:.0%} within {answer.confidence_km:g} km"
-                rows.append(
-                    [
-                        str(answer.photo),
-                        answer.province,
-                        f"{answer.lat:.4f}",
-                        f"{answer.lon:.4f}",
-                        sure if answer.answered else f"{sure}: too low",
-                    ]
-                )
-        return rows
+    def many_html(self, answers: Sequence[Answer]) -> str:
+        """Answers to many photos as a part of the page."""
+        failed = sum(answer.error is not None for answer in answers)
+        template = self._templates.get_template("many.html.j2")
+        return template.render(answers=answers, failed=failed)
 
     def api_page(self) -> str:
         """The API's documentation."""

@@ -147,7 +147,8 @@ class Guard:
         body = await self._body(headers, receive, most)
         if path == UPLOAD:
             kind, body = await self._cleaned(headers, body)
-            kept = [(k, v) for k, v in scope["headers"] if k not in (b"content-type", b"content-length")]
+            replaced = (b"content-type", b"content-length")
+            kept = [(k, v) for k, v in scope["headers"] if k not in replaced]
             length = str(len(body)).encode()
             scope["headers"] = [*kept, (b"content-type", kind), (b"content-length", length)]
         elif path.startswith("/gradio_api/"):
@@ -213,6 +214,7 @@ class Guard:
         parts = []
         for upload in files:
             content = await upload.read()
+            await upload.close()
             try:
                 async with self._cleaning:
                     content = await asyncio.to_thread(without_metadata, content, self._limits)

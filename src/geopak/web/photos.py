@@ -6,13 +6,14 @@ import io
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageFile
 
 from geopak.data.images import upright_rgb
 from geopak.errors import PhotoError
 
 # Of Pillow. Others have decoders that few look after.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
 _QUALITY = 95
 # On each side of a kept picture. Models look at far smaller ones.
 _LARGEST_PX = 2048
@@ -80,16 +81,10 @@ def without_metadata(content: bytes, limits: Limits) -> bytes:
         raise PhotoError("The photo is damaged: it cannot be decoded.") from error
     if max(plain.size) > _LARGEST_PX:
         plain.thumbnail((_LARGEST_PX, _LARGEST_PX), Image.Resampling.LANCZOS)
-    plain.info.clear()
     file = io.BytesIO()
-    Image.fromarray(_pixels(plain)).save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    # A new image: Pillow would keep comments and profiles of the old one.
+    Image.fromarray(np.asarray(plain)).save(file, "JPEG", quality=_QUALITY, subsampling=0)
     return file.getvalue()
-
-
-def _pixels(image: Image.Image):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.asarray(image)
 
 
 def _opened(content: bytes) -> ImageFile.ImageFile:

@@ -130,14 +130,6 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
                 )
                 ask = gr.Button("Find their places", variant="primary", elem_id="ask")
                 told = gr.HTML(elem_id="told")
-                table = gr.Dataframe(
-                    headers=["photo", "province", "latitude", "longitude", "confidence"],
-                    interactive=False,
-                    visible=False,
-                    wrap=True,
-                    buttons=[],
-                    elem_id="table",
-                )
                 with gr.Row():
                     downloads = [
                         gr.DownloadButton(label, visible=False, elem_id=f"download{kind[1:]}")
@@ -174,7 +166,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
                 return ""
 
         async def locate_many(paths: list[str] | None) -> list[Any]:
-            hidden = [gr.update(visible=False)] * (1 + len(DOWNLOADS))
+            hidden = [gr.update(visible=False)] * len(DOWNLOADS)
             if not paths:
                 return [asking.refusal_html("Please give some photos first."), *hidden]
             try:
@@ -185,11 +177,8 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
                 return [asking.refusal_html(reason), *hidden]
             except GeopakError as error:
                 return [asking.refusal_html(str(error)), *hidden]
-            failed = sum(answer.error is not None for answer in answers)
-            text = f"{len(answers):,} photos" + (f", {failed:,} could not be read" if failed else "")
             return [
-                f'<p class="geopak-answer sure">{text}</p>',
-                gr.update(value=asking.table_of(answers), visible=True),
+                asking.many_html(answers),
                 *(gr.update(value=file, visible=True) for file in files),
             ]
 
@@ -197,7 +186,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
         photo.change(
             locate, photo, place, trigger_mode="always_last", **event
         ).then(explain, photo, reason, **event)
-        ask.click(locate_many, photos, [told, table, *downloads], **event)
+        ask.click(locate_many, photos, [told, *downloads], **event)
     page.queue(
         max_size=limits.max_waiting, default_concurrency_limit=_EVENTS_AT_ONCE, api_open=False
     )
