@@ -65,6 +65,17 @@ def begin(ckpt: Path, temporary: Path, *arguments: str) -> tuple[str, subprocess
     raise AssertionError(url)
 
 
+def end(process: subprocess.Popen[str]) -> int:
+    """Ends a server in good order; its exit status."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(30)
+    finally:
+        process.kill()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
 @pytest.fixture(scope="module")
 def served(
     home: Path, phases: dict[int, Path], tmp_path_factory: pytest.TempPathFactory
@@ -74,8 +85,7 @@ def served(
     (folder,) = temporary.glob("geopak-app-*")
     photos = sorted((home / "data/synthetic/photos").rglob("*.jpg"))[:24]
     yield Served(url, folder, process, photos)
-    process.kill()
-    process.wait()
+    end(process)
 
 
 def with_secret(path: Path) -> bytes:
@@ -188,8 +198,7 @@ def test_more_than_may_wait_are_told_to_come_back(
     finally:
         # However it is ended in good order, no photo is left behind.
         assert list((tmp_path / "t").glob("geopak-app-*"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert end(process) == 0
     assert not list((tmp_path / "t").glob("geopak-app-*"))
 
 
@@ -260,7 +269,6 @@ def opened(browser: Any, served: Served, **options: Any) -> Any:
     return page
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("screen", [{}, PHONE], ids=["desk", "phone"])
 def test_a_photo_is_placed_on_the_map_and_the_error_is_read(
     browser: Any, served: Served, phases: dict[int, Path], screen: dict[str, Any]
@@ -298,7 +306,6 @@ def test_a_photo_is_placed_on_the_map_and_the_error_is_read(
     page.context.close()
 
 
-@pytest.mark.slow
 def test_a_wrong_file_is_refused_in_plain_words_and_the_page_goes_on(
     browser: Any, served: Served, tmp_path: Path
 ) -> None:
@@ -313,7 +320,6 @@ def test_a_wrong_file_is_refused_in_plain_words_and_the_page_goes_on(
     page.context.close()
 
 
-@pytest.mark.slow
 def test_many_photos_become_files_to_download(
     browser: Any, served: Served, tmp_path: Path
 ) -> None:
