@@ -200,7 +200,5 @@ class PhotoIndex:
                 int(self._province_id[row]),
                 similarity,
             )
-            for row, similarity in zip(
-                found.indices.tolist(), found.values.tolist(), strict=True
-            )
+            for row, similarity in zip(found.indices.tolist(), found.values.tolist(), strict=True)
         ]

@@ -140,7 +140,7 @@ def explain(trained: Trained, photo: Photo, steps: int = _STEPS) -> Explanation:
 
 
 def blurred(image: Tensor) -> Tensor:
-    """(B, 3, S, S) photos of which light and colour are left: what relevance is measured against."""
+    """(B, 3, S, S) photos of which light and colour are left: what relevance is told against."""
     sigma = image.shape[-1] * _BLUR
     # Reflection at the edges reaches no farther than the image.
     size = 2 * min(int(2 * sigma), image.shape[-1] - 1) + 1

@@ -320,9 +320,7 @@ def test_a_wrong_file_is_refused_in_plain_words_and_the_page_goes_on(
     page.context.close()
 
 
-def test_many_photos_become_files_to_download(
-    browser: Any, served: Served, tmp_path: Path
-) -> None:
+def test_many_photos_become_files_to_download(browser: Any, served: Served, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.jpg"
     wrong.write_bytes(b"no photo")
     page = opened(browser, served)

@@ -29,12 +29,16 @@ async def behind(request: Request) -> JSONResponse:
             files = [[f.filename, (await f.read()).hex()] for _, f in form.multi_items()]
         return JSONResponse({"files": files})
     body = await request.body()
-    return JSONResponse({"path": request.url.path, "query": str(request.url.query), "body": body.hex()})
+    return JSONResponse(
+        {"path": request.url.path, "query": str(request.url.query), "body": body.hex()}
+    )
 
 
 def ask(folder: Path, method: str, path: str, limits: Limits | None = None, hosts: Any = (),
         **options: Any) -> httpx.Response:  # fmt: skip
-    app = Starlette(routes=[Route("/{path:path}", behind, methods=["GET", "POST", "PUT", "DELETE"])])
+    app = Starlette(
+        routes=[Route("/{path:path}", behind, methods=["GET", "POST", "PUT", "DELETE"])]
+    )
     guard = Guard(app, limits or Limits(), folder, hosts)
 
     async def run() -> httpx.Response:
@@ -92,12 +96,16 @@ def test_files_of_the_folder_alone_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["path", "url"])
-@pytest.mark.parametrize("value", ["/etc/passwd", "http://example.org/a.jpg", "data:image/png,x", 5])
+@pytest.mark.parametrize(
+    "value", ["/etc/passwd", "http://example.org/a.jpg", "data:image/png,x", 5]
+)
 def test_an_event_names_uploaded_files_alone(tmp_path: Path, key: str, value: object) -> None:
     file = {"path": f"{tmp_path}/a.jpg", "url": None, "meta": {"_type": "gradio.FileData"}}
     good = {"data": [file, [{"deep": {"er": file}}]], "fn_index": 0}
     accepted = ask(tmp_path, "POST", "/gradio_api/queue/join", json=good)
-    assert bytes.fromhex(accepted.json()["body"]) == json.dumps(good, separators=(",", ":")).encode()
+    assert (
+        bytes.fromhex(accepted.json()["body"]) == json.dumps(good, separators=(",", ":")).encode()
+    )
     bad = {"data": [[{"deep": {"er": {**file, key: value}}}]]}
     answer = ask(tmp_path, "POST", "/gradio_api/queue/join", json=bad)
     # Where a file is shown from is for the browser; it is never fetched here.

@@ -73,7 +73,9 @@ def png_of_size(width: int, height: int) -> bytes:
     """A PNG that states a size; its pixels are not there."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -86,7 +88,7 @@ def png_of_size(width: int, height: int) -> bytes:
         (b"no photo", "no photo that can be read"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no photo that can be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no photo that can be read"),
-        (photo()[:900], "damaged"),
+        (photo(512, 512)[:3000], "damaged"),
         (b"x" * 3_000_001, "3.0 MB, more than the 3"),
         (png_of_size(9000, 9000), "81 megapixels, more than the 50"),
         (png_of_size(60_000, 60_000), "pixels"),

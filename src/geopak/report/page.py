@@ -44,7 +44,7 @@ def small_jpeg(file: Path | BinaryIO, side_px: int, formats: Sequence[str] | Non
         The encoded JPEG; empty where the file cannot be decoded.
     """
     try:
-        with Image.open(file, formats=formats) as image:
+        with Image.open(file, formats=None if formats is None else tuple(formats)) as image:
             image.draft("RGB", (side_px, side_px))
             upright = ImageOps.exif_transpose(image)
             upright.thumbnail((side_px, side_px))

@@ -50,9 +50,7 @@ def page_around(region: Region, outlines: Outlines, grounds: Sequence[Ground]) -
     return start, end
 
 
-def map_base(
-    region: Region, outlines: Outlines, grounds: Sequence[Ground] = ()
-) -> dict[str, Any]:
+def map_base(region: Region, outlines: Outlines, grounds: Sequence[Ground] = ()) -> dict[str, Any]:
     """What a page draws below the answers, as JSON has it.
 
     Args:

@@ -157,9 +157,7 @@ class Asking:
         check_photo(content, self._limits)
         return explain(self._predictor.trained, content)
 
-    def _predict_many(
-        self, photos: Sequence[tuple[str, bytes]]
-    ) -> tuple[list[Answer], list[str]]:
+    def _predict_many(self, photos: Sequence[tuple[str, bytes]]) -> tuple[list[Answer], list[str]]:
         named = _distinct([name for name, _ in photos])
         reasons: dict[int, str] = {}
         for number, (_, content) in enumerate(photos):
@@ -250,7 +248,9 @@ class Asking:
 
     def refusal_html(self, reason: str) -> str:
         """A reason why there is no answer, as a part of the page."""
-        text = Markup('<div class="geopak-answer"><div class="geopak-card warn"><p>{}</p></div></div>')
+        text = Markup(
+            '<div class="geopak-answer"><div class="geopak-card warn"><p>{}</p></div></div>'
+        )
         return str(text.format(reason))
 
     def many_html(self, answers: Sequence[Answer]) -> str:

@@ -1,4 +1,4 @@
-"""What stands before the page: which requests are let in, how large, for how long, and what of them.
+"""What stands before the page: which requests are let in, how large, and what becomes of them.
 
 Gradio's server can do much more than this page needs. Only the routes that the page uses are open,
 an uploaded photo loses its metadata before Gradio sees it, and no page may load anything from
@@ -37,11 +37,8 @@ _READ = re.compile(
     r"|/gradio_api/(info|app_id|theme\.css|startup-events|upload_progress|queue/data)"
     r"|/gradio_api/heartbeat/\w+|/gradio_api/file=.+"
 )
-_WRITE = re.compile(
-    r"/api/locate|/gradio_api/(upload|queue/join|cancel|reset|startup-events)"
-)
+_WRITE = re.compile(r"/api/locate|/gradio_api/(upload|queue/join|cancel|reset|startup-events)")
 _EVENT_BYTES = 1_000_000
-# A file of an event names where it was uploaded to, and nothing that is to be fetched.
 _CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -68,7 +65,7 @@ _HEADERS = {
 REFUSED = b"geopak: refused: "
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that is not let in."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -112,7 +109,7 @@ class Guard:
 
         try:
             receive = await self._checked(scope, receive)
-        except Refused as refused:
+        except RefusedError as refused:
             response: Response = PlainTextResponse(refused.reason, refused.status)
             if scope["path"].startswith("/api/"):
                 response = JSONResponse({"error": refused.reason}, refused.status)
@@ -126,10 +123,10 @@ class Guard:
         host = headers.get("host", "")
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
         if self._hosts and name.lower() not in self._hosts:
-            raise Refused(400, "This server is not known by that name.")
+            raise RefusedError(400, "This server is not known by that name.")
         path, method = scope["path"], scope["method"]
         if ".." in PurePosixPath(path).parts:
-            raise Refused(404, "Not found.")
+            raise RefusedError(404, "Not found.")
         if method in ("GET", "HEAD") and _READ.fullmatch(path):
             if path.startswith("/gradio_api/file="):
                 self._check_path(path.removeprefix("/gradio_api/file="))
@@ -137,7 +134,7 @@ class Guard:
             scope["query_string"] = b"" if path == "/" else scope["query_string"]
             return receive
         if method != "POST" or not _WRITE.fullmatch(path):
-            raise Refused(404, "Not found.")
+            raise RefusedError(404, "Not found.")
         if path == UPLOAD:
             most = self._limits.max_batch_mb * 1e6
         elif path == "/api/locate":
@@ -158,33 +155,33 @@ class Guard:
     def _check_path(self, path: str) -> None:
         file = Path(path if path.startswith("/") else f"/{path}")
         if not file.resolve().is_relative_to(self._folder):
-            raise Refused(404, "Not found.")
+            raise RefusedError(404, "Not found.")
 
     def _check_event(self, body: bytes) -> None:
         """Refuses an event with a file that was not uploaded here."""
         try:
             event = json.loads(body) if body else None
         except (ValueError, RecursionError) as error:
-            raise Refused(400, "This is no event of the page.") from error
+            raise RefusedError(400, "This is no event of the page.") from error
         for value in _objects(event):
             for key in ("path", "url"):
                 named = value.get(key)
                 if named is None:
                     continue
                 if not isinstance(named, str):
-                    raise Refused(400, "This is no event of the page.")
+                    raise RefusedError(400, "This is no event of the page.")
                 if key == "path":
                     self._check_path(named)
                 elif named.startswith("data:"):
-                    raise Refused(400, "Photos are uploaded, not sent as text.")
+                    raise RefusedError(400, "Photos are uploaded, not sent as text.")
 
     async def _body(self, headers: Headers, receive: Receive, most: float) -> bytes:
         """The whole body, in memory.
 
         Raises:
-            Refused: it is too large, or takes too long.
+            RefusedError: it is too large, or takes too long.
         """
-        too_large = Refused(413, f"That is more than the {most / 1e6:g} MB allowed.")
+        too_large = RefusedError(413, f"That is more than the {most / 1e6:g} MB allowed.")
         stated = headers.get("content-length", "")
         if stated.isdigit() and int(stated) > most:
             raise too_large
@@ -194,7 +191,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refused(400, "The connection ended.")
+                        raise RefusedError(400, "The connection ended.")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > most:
@@ -202,7 +199,7 @@ class Guard:
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError as error:
-            raise Refused(408, "Sending the photo took too long.") from error
+            raise RefusedError(408, "Sending the photo took too long.") from error
 
     async def _cleaned(self, headers: Headers, body: bytes) -> tuple[bytes, bytes]:
         """Kind and body of an upload with each photo's pixels alone.
@@ -220,12 +217,14 @@ class Guard:
                     content = await asyncio.to_thread(without_metadata, content, self._limits)
             except PhotoError as error:
                 if len(files) == 1:
-                    raise Refused(400, str(error)) from error
+                    raise RefusedError(400, str(error)) from error
                 content = REFUSED + str(error).encode()
             name = _plain_name(upload.filename)
             parts.append(
                 f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"'
-                "\r\nContent-Type: image/jpeg\r\n\r\n".encode() + content + b"\r\n"
+                "\r\nContent-Type: image/jpeg\r\n\r\n".encode()
+                + content
+                + b"\r\n"
             )
         parts.append(f"--{boundary}--\r\n".encode())
         return f"multipart/form-data; boundary={boundary}".encode(), b"".join(parts)
@@ -245,10 +244,10 @@ class Guard:
             reason = getattr(error, "message", "")
             if "Too many files" in reason:
                 reason = f"At most {self._limits.max_photos} photos at once."
-            raise Refused(400, reason or "This is no upload of photos.") from error
+            raise RefusedError(400, reason or "This is no upload of photos.") from error
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
-            raise Refused(400, "This upload holds no photo.")
+            raise RefusedError(400, "This upload holds no photo.")
         return files
 
 

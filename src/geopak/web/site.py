@@ -101,7 +101,8 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
         gr.HTML(
             f'<div class="geopak-head"><h1>{title}</h1><p>Give a photo, and see where it was '
             "probably taken, and how sure that is. Photos stay on this machine, lose their "
-            f"metadata on arrival, and are deleted within {limits.keep_minutes:g} minutes.</p></div>"
+            f"metadata on arrival, and are deleted within {limits.keep_minutes:g} minutes."
+            "</p></div>"
         )
         with gr.Tabs():
             with gr.Tab("One photo"), gr.Row(elem_id="one"):
@@ -183,9 +184,9 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             ]
 
         event: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-        photo.change(
-            locate, photo, place, trigger_mode="always_last", **event
-        ).then(explain, photo, reason, **event)
+        photo.change(locate, photo, place, trigger_mode="always_last", **event).then(
+            explain, photo, reason, **event
+        )
         ask.click(locate_many, photos, [told, *downloads], **event)
     page.queue(
         max_size=limits.max_waiting, default_concurrency_limit=_EVENTS_AT_ONCE, api_open=False
