@@ -83,7 +83,7 @@ def serve(cfg: DictConfig) -> None:
         log.info("open http://%s:%d in a browser; Ctrl-C ends it", shown, port)
         if not hosts:
             log.warning(
-                "warning: host=%s lets everyone who can reach this machine ask, without a password.",
+                "warning: host=%s lets in everyone who can reach this machine, without a password.",
                 cfg.host,
             )
         config = uvicorn.Config(

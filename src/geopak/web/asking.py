@@ -207,7 +207,9 @@ class Asking:
 
     def answer_html(self, answer: Prediction | None) -> str:
         """An answer as a part of the page; ``None``: there is none yet."""
-        colors = dict(zip(self.region.names, province_colors(self.region.num_provinces)))
+        colors = dict(
+            zip(self.region.names, province_colors(self.region.num_provinces), strict=True)
+        )
         template = self._templates.get_template("answer.html.j2")
         if answer is None:
             return template.render(answer=None)
