@@ -23,7 +23,7 @@ from geopak.geo.region import Region
 from geopak.options import plain
 
 COMMANDS = (
-    "train", "evaluate", "compare", "predict", "prepare", "synthetic", "pretrain", "demo",
+    "train", "evaluate", "compare", "predict", "app", "prepare", "synthetic", "pretrain", "demo",
     "workspace", "ablations", "collect", "publish", "import_geopak",
 )  # fmt: skip
 HEAVY = (

@@ -184,8 +184,9 @@ def predict(cfg: DictConfig) -> Outcome:
             :class:`geopak.errors.PhotoError` if no photo at all could be read.
     """
     photos = find_photos(cfg.images)
-    if cfg.map and len(photos) > 1:
-        raise ConfigError(f"map= draws one photo, images= names {len(photos)}.")
+    for key in ("map", "why"):
+        if cfg[key] and len(photos) > 1:
+            raise ConfigError(f"{key}= draws one photo, images= names {len(photos)}.")
 
     from geopak.checkpoint import find_latest
     from geopak.predictor import GeopakPredictor
@@ -219,6 +220,8 @@ def predict(cfg: DictConfig) -> Outcome:
         raise PhotoError(str(outcome.first_failure))
     if cfg.map:
         _draw(cfg, predictor, find_photos(cfg.images)[0], outcome)
+    if cfg.why:
+        _explain(cfg, predictor, find_photos(cfg.images)[0])
     if cfg.out:
         log.info("written: %s", cfg.out)
     return outcome
@@ -366,6 +369,19 @@ def _draw(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outc
     answer = outcome.answers[0] if outcome.answers else predictor.predict(photo)
     Path(cfg.map).parent.mkdir(parents=True, exist_ok=True)
     draw_prediction(cfg.map, answer, predictor.trained.region, predictor.trained.outlines, photo)
+
+
+def _explain(cfg: DictConfig, predictor: GeopakPredictor, photo: str) -> None:
+    """The picture of ``why=``."""
+    from geopak.why import draw_explanation, explain
+
+    found = explain(predictor.trained, photo)
+    weights = ", ".join(f"{name} {share:.0%}" for name, share in found.encoders.items())
+    log.info("weights of the encoders: %s", weights)
+    province = predictor.trained.cells.province_id[found.cell_id]
+    name = predictor.trained.region.names[int(province)]
+    draw_explanation(cfg.why, found, f"{name}, {found.lat:.3f}, {found.lon:.3f}")
+    log.info("written: %s", cfg.why)
 
 
 @entry_point("predict")

@@ -106,3 +106,99 @@ def nearest_train_photos(
         nearest["province_id"].to_numpy(np.int64),
         similarity.double().numpy(),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class KnownPhoto:
+    """A train photo, as another photo sees it.
+
+    Attributes:
+        path: its file.
+        latlon_deg: where it was taken, degrees.
+        province_id: its province.
+        similarity: cosine of both descriptors, at most 1.
+    """
+
+    path: Path
+    latlon_deg: tuple[float, float]
+    province_id: int
+    similarity: float
+
+
+class PhotoIndex:
+    """Train photos, to find those that look most like another photo.
+
+    Args:
+        descriptor: (K, D) unit vectors of :func:`descriptors`.
+        dims: length of each encoder's part of the features.
+        paths: K files.
+        latlon_deg: (K, 2) degrees.
+        province_id: (K,).
+    """
+
+    def __init__(
+        self,
+        descriptor: Tensor,
+        dims: Sequence[int],
+        paths: Sequence[Path],
+        latlon_deg: NDArray[np.float64],
+        province_id: NDArray[np.int64],
+    ) -> None:
+        self._descriptor, self._dims, self._paths = descriptor, tuple(dims), paths
+        self._latlon_deg, self._province_id = latlon_deg, province_id
+
+    @classmethod
+    def of_train(
+        cls, model: Geolocator, prepared: PreparedSet, folder: str | Path, num_workers: int = 0
+    ) -> PhotoIndex:
+        """All train photos of a set, by the features of the model's encoders.
+
+        Args:
+            model: its encoders, on their device.
+            prepared: the set.
+            folder: of the feature caches; what is not there is encoded once.
+            num_workers: processes that load photos.
+
+        Raises:
+            FeatureCacheError: the cache cannot be used.
+            PhotoError: a photo that cannot be read.
+        """
+        photos = PhotoDataset(prepared, model.image_size)
+        rows = prepared.rows("train")
+        cached = cached_features(
+            Encoding(model, model.cell_center_deg.device, num_workers=num_workers),
+            photos,
+            rows,
+            content_hashes([photos.paths[r] for r in rows], hash_folder(folder)),
+            Pictures(model.image_size),
+            folder,
+            "float32",
+        )
+        dims = (model.semantic.dim, model.scene.dim)
+        table = prepared.photos.iloc[rows]
+        return cls(
+            descriptors(cached.values[cached.position[torch.from_numpy(rows)], 0], dims),
+            dims,
+            [Path(photos.paths[r]) for r in rows],
+            table[["latitude", "longitude"]].to_numpy(float),
+            table["province_id"].to_numpy(np.int64),
+        )
+
+    def nearest(self, features: Tensor, num: int) -> list[KnownPhoto]:
+        """The most similar photos, most similar first.
+
+        Args:
+            features: (D,) of both encoders side by side, of :meth:`Geolocator.embed`.
+            num: of photos.
+        """
+        query = descriptors(features.detach().cpu().float()[None], self._dims)[0]
+        found = (self._descriptor @ query).topk(min(num, len(self._descriptor)))
+        return [
+            KnownPhoto(
+                self._paths[row],
+                (float(self._latlon_deg[row, 0]), float(self._latlon_deg[row, 1])),
+                int(self._province_id[row]),
+                similarity,
+            )
+            for row, similarity in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        ]

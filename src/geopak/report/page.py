@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import jinja2
 from PIL import Image, ImageOps
@@ -31,11 +32,11 @@ class Table:
     words: Sequence[int] = ()
 
 
-def small_jpeg(file: Path, side_px: int, formats: tuple[str, ...] | None = None) -> bytes:
+def small_jpeg(file: Path | BinaryIO, side_px: int, formats: Sequence[str] | None = None) -> bytes:
     """A photo as a small JPEG, upright and without its metadata.
 
     Args:
-        file: of the photo.
+        file: of the photo, or its path.
         side_px: longest side.
         formats: of Pillow that may be opened; ``None``: all.
 
@@ -43,7 +44,7 @@ def small_jpeg(file: Path, side_px: int, formats: tuple[str, ...] | None = None)
         The encoded JPEG; empty where the file cannot be decoded.
     """
     try:
-        with Image.open(file, formats=formats) as image:
+        with Image.open(file, formats=None if formats is None else tuple(formats)) as image:
             image.draft("RGB", (side_px, side_px))
             upright = ImageOps.exif_transpose(image)
             upright.thumbnail((side_px, side_px))

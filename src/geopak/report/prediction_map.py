@@ -35,21 +35,7 @@ def page_around(region: Region, outlines: Outlines, grounds: Sequence[Ground]) -
         outlines: of the provinces.
         grounds: of the cells; empty where no regions are drawn.
     """
-    simple = shapely.coverage_simplify(np.array(outlines.polygons, object), _TOLERANCE_DEG)
-    labels = []
-    for polygon in outlines.polygons:
-        circle = shapely.maximum_inscribed_circle(polygon, tolerance=0.05)
-        lon, lat = circle.coords[0]
-        # Names stand where there is room for them.
-        labels.append([round(value, _DECIMALS) for value in (lat, lon, circle.length)])
-    base = {
-        "names": list(region.names),
-        "colors": province_colors(region.num_provinces),
-        "bounds": list(outlines.bounds_deg),
-        "labels": labels,
-        "provinces": [_rings(polygon) for polygon in simple],
-        "cells": [_rings(ground) for ground in grounds],
-    }
+    base = map_base(region, outlines, grounds)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("geopak.report", "templates"),
         autoescape=True,
@@ -65,7 +51,36 @@ def page_around(region: Region, outlines: Outlines, grounds: Sequence[Ground]) -
     return start, end
 
 
-def _rings(area: Ground) -> list[list[list[float]]]:
+def map_base(region: Region, outlines: Outlines, grounds: Sequence[Ground] = ()) -> dict[str, Any]:
+    """What a page draws below the answers, as JSON has it.
+
+    Args:
+        region: names the provinces.
+        outlines: of the provinces.
+        grounds: of the cells; empty where no regions are drawn from them.
+
+    Returns:
+        ``names, colors, labels`` (latitude, longitude and room, degrees) and ``provinces`` (see :func:`rings`) in
+        class-index order, ``cells``, and ``bounds``: south, west, north, east, degrees.
+    """
+    simple = shapely.coverage_simplify(np.array(outlines.polygons, object), _TOLERANCE_DEG)
+    labels = []
+    for polygon in outlines.polygons:
+        circle = shapely.maximum_inscribed_circle(polygon, tolerance=0.05)
+        lon, lat = circle.coords[0]
+        # Names stand where there is room for them.
+        labels.append([round(value, _DECIMALS) for value in (lat, lon, circle.length)])
+    return {
+        "names": list(region.names),
+        "colors": province_colors(region.num_provinces),
+        "bounds": list(outlines.bounds_deg),
+        "labels": labels,
+        "provinces": [rings(polygon) for polygon in simple],
+        "cells": [rings(ground) for ground in grounds],
+    }
+
+
+def rings(area: Ground) -> list[list[list[float]]]:
     """Polygons as lists of rings, each ``[lon, lat, lon, lat, …]``."""
     parts = [p for p in shapely.get_parts(area) if isinstance(p, Polygon)]
     return [

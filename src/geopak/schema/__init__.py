@@ -15,6 +15,7 @@ _PLACES = {
     "calibrate": ("commands", "CalibrateConfig"),
     "predict": ("commands", "PredictConfig"),
     "export": ("commands", "ExportConfig"),
+    "app": ("commands", "AppConfig"),
     "prepare": ("commands", "PrepareConfig"),
     "collect": ("collecting", "CollectConfig"),
     "publish": ("publishing", "PublishConfig"),

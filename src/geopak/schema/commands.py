@@ -157,6 +157,7 @@ class PredictConfig:
     per_province: bool
     abstain_below: Share
     map: str | None
+    why: str | None
     out: str | None
     overwrite: bool
     gps: bool
@@ -168,8 +169,9 @@ class PredictConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Everything that is well by itself, but not together."""
-        if self.map and isinstance(self.images, list) and len(self.images) > 1:
-            yield Problem("map", f"map= draws one photo, images= names {len(self.images)}")
+        for key, path in (("map", self.map), ("why", self.why)):
+            if path and isinstance(self.images, list) and len(self.images) > 1:
+                yield Problem(key, f"{key}= draws one photo, images= names {len(self.images)}")
         suffix = os.path.splitext(self.out or "")[1].lower()
         if suffix and suffix not in ANSWER_FORMATS:
             known = ", ".join(ANSWER_FORMATS)
@@ -210,6 +212,43 @@ class ImportConfig:
                 "model",
                 "the published architecture has model.cell_heads=per_province and "
                 "model.fusion.kind=gated",
+            )
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """``conf/app.yaml``."""
+
+    paths: Paths
+    ckpt: str | None
+    name: str
+    host: str
+    port: Annotated[int, Range(least=0, most=65535)]
+    hosts: list[str]
+    rule: DecodingRule | None
+    coverage: Annotated[float, Range(above=0, below=1)] | None
+    per_province: bool
+    abstain_below: Share
+    root: str
+    prepared: str | None
+    feature_folder: str
+    max_mb: Positive
+    max_megapixels: Positive
+    max_photos: Count
+    max_batch_mb: Positive
+    timeout_s: Positive
+    max_waiting: Count
+    keep_minutes: Positive
+    device: Device | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch_size: Count
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that is well by itself, but not together."""
+        if self.max_batch_mb < self.max_mb:
+            yield Problem(
+                "max_batch_mb",
+                f"max_batch_mb={self.max_batch_mb:g} is less than max_mb={self.max_mb:g}",
             )
 
 

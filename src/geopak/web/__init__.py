@@ -1,0 +1,1 @@
+"""The page and the API that ``python -m geopak.app`` serves."""
