@@ -257,13 +257,15 @@ def test_what_people_write_in_titles_breaks_no_table_and_no_page(ledger: Ledger)
     (candidate,) = ledger.candidates("made", 2**62)
     ledger.downloaded(candidate, Download("0", "photos/made/x.jpg", 10, 10, 5))
     rows = list(output.photo_rows(ledger, NAMES))
-    text = output.as_csv(rows, output.PHOTO_COLUMNS).decode()
+    written = io.StringIO()
+    output.write_csv(written, rows, output.PHOTO_COLUMNS)
+    text = written.getvalue()
     (read,) = csv.DictReader(io.StringIO(text))
     assert text.count("\n") == 2
     assert read["author"] == " ".join(nasty.split())
     assert read["province"] == "The North"
     assert "/" not in read["id"]
-    page = output.attribution_page(output.attribution_rows(rows), "A <title>").decode()
+    page = "".join(output.attribution_page(output.attribution_rows(rows), "A <title>"))
     assert "<script>" not in page
     assert "javascript:" not in page
     assert '"onclick' not in page

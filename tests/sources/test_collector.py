@@ -471,8 +471,8 @@ def test_a_file_that_is_gone_is_fetched_again(tmp_path: Path, files: Path) -> No
     before = files_of(tmp_path)
     photos = sorted((tmp_path / "photos").rglob("*.jpg"))
     photos[0].unlink()
-    photos[-1].with_name(".x.jpg.partial").write_bytes(b"half")
-    (photos[-1].parent / "stray.jpg").write_bytes(b"of no one")
+    photos[-1].with_name(f".{20 * chr(98)}.jpg.partial").write_bytes(b"half")
+    (photos[-1].parent / f"{20 * chr(97)}.jpg").write_bytes(b"of no one")
     asyncio.run(collected(MadeUp(files, 5), tmp_path, WISHES))
     assert files_of(tmp_path) == before
 
