@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tests.sources.collecting import (
     collect_here,
     configured,
     ledger_of,
-    overrides,
     rows_of,
     start,
 )
@@ -207,7 +205,7 @@ def test_an_outage_is_waited_for_and_costs_no_photo(downloads: int, tmp_path: Pa
     calm, shaken = tmp_path / "calm", tmp_path / "shaken"
     with FlickrServer(some(30)) as server:
         collect_here(server, calm)
-        server.faults.add(unavailable(), when="/pictures", times=40)
+        server.faults.add(unavailable(), when="/pictures", times=12)
         ended = collect_here(server, shaken, retries=0, outage_s=30, downloads=downloads)
     assert ended.summary["rejected"] == {}
     assert ledger_of(shaken)["photos"] == ledger_of(calm)["photos"]
@@ -216,7 +214,7 @@ def test_an_outage_is_waited_for_and_costs_no_photo(downloads: int, tmp_path: Pa
 def test_an_outage_of_the_interface_is_waited_for(tmp_path: Path) -> None:
     with FlickrServer(some()) as server:
         search = lambda r: "photos.search" in r.target  # noqa: E731
-        server.faults.add(unavailable(), when=search, times=60)
+        server.faults.add(unavailable(), when=search, times=24)
         ended = collect_here(server, tmp_path, retries=0, outage_s=30, concurrency=8)
     assert ended.summary["sources"]["flickr"]["queries"]["failed"] == 0
     assert kept(tmp_path) == {"1", "2", "3", "4", "5"}
@@ -251,7 +249,7 @@ BIG = as_jpeg(jpeg(300, 200) + bytes(20_000))
 OTHER_SETTINGS: dict[str, tuple[Reply | None, dict[str, Any], dict[str, Any]]] = {
     "forbidden_address": (None, {}, {"allowed_hosts": "[localhost]"}),
     "too_large": (BIG, {"max_photo_mb": 0.01}, {"max_photo_mb": 1}),
-    "too_many_pixels": (BIG, {"max_pixels": 1000}, {"max_pixels": 100_000}),
+    "too_many_pixels": (BIG, {"max_pixels": 50_000}, {"max_pixels": 100_000}),
     "too_small": (as_jpeg(jpeg(64, 48)), {"min_side_px": 100}, {"min_side_px": 20}),
     "denied": (as_text("no", 403), {}, {"retry_failed": "true"}),
     "refused": (as_text("no", 451), {}, {"retry_failed": "true"}),
@@ -261,10 +259,14 @@ OTHER_SETTINGS: dict[str, tuple[Reply | None, dict[str, Any], dict[str, Any]]] =
 @pytest.mark.parametrize("reason", OTHER_SETTINGS)
 def test_what_a_setting_rejected_another_setting_takes_back(reason: str, tmp_path: Path) -> None:
     reply, before, after = OTHER_SETTINGS[reason]
+
+    def others(request: Request) -> Reply:
+        return as_jpeg(jpeg(200, 200, seed=int(request.path[10])))
+
     with FlickrServer(some()) as server:
         there = server.url.replace("127.0.0.1", "localhost") + "/elsewhere.jpg"
         server.faults.add(reply or redirect(there), when="/pictures/3_", times=None)
-        server.faults.add(as_jpeg(jpeg(200, 200)), when="/pictures", times=None)
+        server.faults.add(others, when="/pictures", times=None)
         collect_here(server, tmp_path, **before)
         assert reasons(tmp_path) == {"3": reason}
         server.forget()

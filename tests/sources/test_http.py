@@ -313,12 +313,11 @@ def test_keys_do_not_follow_to_another_port() -> None:
 def test_half_a_key_is_a_key(length: int, status: int, shown: int) -> None:
     """Answers are cut for messages, and the cut may go through a key."""
     text = b"x" * (length - shown) + KEY.encode()
-    with StandIn(lambda _: Reply(text, status)) as server:
-        with pytest.raises((UnavailableError, RefusedQueryError)) as told:
-            with_client(
-                lambda c: c.get_json(server.url, secrets={"key": KEY}),
-                Manners(10_000.0, retries=0),
-            )
+    refused = pytest.raises((UnavailableError, RefusedQueryError))
+    with StandIn(lambda _: Reply(text, status)) as server, refused as told:
+        with_client(
+            lambda c: c.get_json(server.url, secrets={"key": KEY}), Manners(10_000.0, retries=0)
+        )
     assert "xxx*" in str(told.value)
     assert "xs" not in str(told.value)
 
