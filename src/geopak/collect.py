@@ -6,7 +6,9 @@
 ``out`` gets ``ledger.sqlite``, ``photos/``, ``photos.csv``, ``rejected.csv``, ``attribution.csv``,
 ``attribution.html`` and ``summary.json``. A collection that was stopped, killed or has used up its
 quota goes on when the same command is given again. The exit status is 0 when there is nothing more
-to do, 75 when a quota is used up (``on_quota=stop``), and 128 + number of the signal after one.
+to do, 69 when there is nothing more but queries failed or photos were not available
+(``retry_failed=true`` tries them again), 75 when a quota is used up (``on_quota=stop``), and
+128 + number of the signal after one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # Of sysexits.h: come again later.
 _QUOTA_SPENT = 75
+# Of the same: a service is not available.
+_UNAVAILABLE = 69
 
 
 @entry_point("collect")
@@ -44,6 +48,16 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     if ending.quota_spent:
         print(f"{ending.quota_spent} The same command goes on then.", file=sys.stderr)
         raise SystemExit(_QUOTA_SPENT)
+    name = str(config.source.get("name"))
+    failed = ending.summary["sources"].get(name, {}).get("queries", {}).get("failed", 0)
+    unavailable = ending.summary["rejected"].get("unavailable", 0)
+    if failed or unavailable:
+        print(
+            f"{failed:,} queries failed, and {unavailable:,} photos were not available. "
+            "retry_failed=true tries them again.",
+            file=sys.stderr,
+        )
+        raise SystemExit(_UNAVAILABLE)
     return ending.summary
 
 

@@ -21,7 +21,7 @@ from geopak.sources.downloads import file_stem, write_file
 from geopak.sources.ledger import Candidate, Download, Ledger
 from geopak.sources.progress import Progress, duration
 from geopak.sources.quota import DailyQuota
-from geopak.sources.records import Answer, FoundPhoto, Query
+from geopak.sources.records import Answer, FoundPhoto, Query, Refused
 
 NAMES = {"north": "The North", "south": "The South"}
 
@@ -257,13 +257,15 @@ def test_what_people_write_in_titles_breaks_no_table_and_no_page(ledger: Ledger)
     (candidate,) = ledger.candidates("made", 2**62)
     ledger.downloaded(candidate, Download("0", "photos/made/x.jpg", 10, 10, 5))
     rows = list(output.photo_rows(ledger, NAMES))
-    text = output.as_csv(rows, output.PHOTO_COLUMNS).decode()
+    written = io.StringIO()
+    output.write_csv(written, rows, output.PHOTO_COLUMNS)
+    text = written.getvalue()
     (read,) = csv.DictReader(io.StringIO(text))
     assert text.count("\n") == 2
     assert read["author"] == " ".join(nasty.split())
     assert read["province"] == "The North"
     assert "/" not in read["id"]
-    page = output.attribution_page(output.attribution_rows(rows), "A <title>").decode()
+    page = "".join(output.attribution_page(output.attribution_rows(rows), "A <title>"))
     assert "<script>" not in page
     assert "javascript:" not in page
     assert '"onclick' not in page
@@ -349,3 +351,29 @@ def test_a_copy_finds_its_first_whatever_came_first(ledger: Ledger) -> None:
     states = ledger.rows("SELECT source_id, state, path FROM photos ORDER BY source_id")
     assert [state for _, state, _ in states] == ["downloaded", "rejected", "rejected"]
     assert ledger.wanted_files() == {f"photos/{first.id}.jpg"}
+
+
+@pytest.mark.parametrize("table", ["csv", "parquet"])
+def test_what_is_written_need_not_fit_into_memory(
+    table: str, ledger: Ledger, tmp_path: Path
+) -> None:
+    import tracemalloc
+
+    number, detail = 60_000, "x" * 100
+    ledger.begin("s", [Query("q", {})])
+    ledger.choose("s", [(None, 1)])
+    (asked,) = ledger.unanswered("s")
+    refused = tuple(Refused(f"line {k}", "malformed", detail) for k in range(number))
+    photos = tuple(FoundPhoto(f"p{k}", 25.0, 5.0, title=detail) for k in range(number // 4))
+    answer, each = Answer(photos, (), refused), [None] * len(photos)
+    ledger.answered("s", asked, answer, ["north"] * len(photos), each)
+    ledger._db.execute("UPDATE photos SET state = 'downloaded', path = source_id")
+    # What is imported once is no matter of this.
+    output.write_all(ledger, tmp_path, NAMES, "Photos", table)
+    tracemalloc.start()
+    output.write_all(ledger, tmp_path, NAMES, "Photos", table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "rejected.csv").stat().st_size > number * len(detail)
+    # A parquet's rows are gathered by ten thousand.
+    assert peak < (2_000_000 if table == "csv" else 20_000_000)

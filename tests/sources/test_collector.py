@@ -375,6 +375,71 @@ def test_other_licences_judge_what_was_found_anew(tmp_path: Path) -> None:
     assert set(numbers()) == {"cc0"}
 
 
+LICENCES = st.sampled_from(
+    [None, ["cc0"], ["cc-by"], ["unknown"], ["cc0", "unknown"], ["cc-by", "all-rights-reserved"]]
+)
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 10**6), chosen=st.lists(LICENCES, min_size=2, max_size=4),
+    losing=st.booleans(),
+)  # fmt: skip
+def test_any_licences_one_after_the_other_end_as_the_last_alone(
+    seed: int, chosen: list[list[str] | None], losing: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    files = tmp_path_factory.getbasetemp() / "files_of_few"
+    files.mkdir(exist_ok=True)
+    folder = tmp_path_factory.mktemp("licences")
+    every = dict.fromkeys(KEYS)
+
+    def source() -> MadeUp:
+        made = MadeUp(files, seed)
+        # Many have the same content.
+        made.contents = {k: content % 4 for k, content in made.contents.items()}
+        return made
+
+    def told(out: Path) -> tuple[list[Any], list[Any]]:
+        with Ledger(out / "ledger.sqlite") as ledger:
+            rows = ledger.rows("SELECT source_id, state, reason, detail, sha256, path FROM photos "
+                               "WHERE barred IS NULL ORDER BY 1")  # fmt: skip
+            return rows, ledger.rows("SELECT source_id, barred FROM photos ORDER BY 1")
+
+    alone, changing = folder / "alone", folder / "changing"
+    for out in (alone, changing):
+        out.mkdir()
+    asyncio.run(collected(source(), alone, Wishes(every, chosen[-1])))
+    for wished in chosen:
+        asyncio.run(collected(source(), changing, Wishes(every, wished)))
+        if losing:
+            for path in sorted((changing / "photos").rglob("*.jpg"))[:1]:
+                path.unlink()
+    asyncio.run(collected(source(), changing, Wishes(every, chosen[-1])))
+    assert told(changing) == told(alone)
+    kept = [row for row in told(changing)[0] if row[1] == "downloaded"]
+    assert all((changing / row[5]).is_file() for row in kept)
+    assert len({row[4] for row in kept}) == len(kept)
+    shutil.rmtree(folder)
+
+
+def test_a_lost_file_that_is_gone_leaves_its_place_to_its_copy(tmp_path: Path, files: Path) -> None:
+    source = MadeUp(files, 1)
+    source.queries, source.tree, source.serves = 1, {0: []}, {0: "north"}
+    source.holds = {0: [FoundPhoto(f"q{k}", 25.0, 5.0, license="cc0") for k in range(3)]}
+    source.contents = dict.fromkeys(("q0", "q1", "q2"), 9)
+    asyncio.run(collected(source, tmp_path, WISHES))
+    (path,) = (tmp_path / "photos").rglob("*.jpg")
+    path.unlink()
+    del source.contents["q0"]
+    asyncio.run(collected(source, tmp_path, WISHES))
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        told = ledger.rows("SELECT source_id, state, reason, detail FROM photos ORDER BY 1")
+    assert told[0][1:3] == ("rejected", "gone")
+    assert told[1] == ("q1", "downloaded", None, None)
+    assert told[2] == ("q2", "rejected", "duplicate", "the same file as made_up q1")
+
+
 class Failing(MadeUp):
     """A source some of whose queries fail."""
 
@@ -471,8 +536,8 @@ def test_a_file_that_is_gone_is_fetched_again(tmp_path: Path, files: Path) -> No
     before = files_of(tmp_path)
     photos = sorted((tmp_path / "photos").rglob("*.jpg"))
     photos[0].unlink()
-    photos[-1].with_name(".x.jpg.partial").write_bytes(b"half")
-    (photos[-1].parent / "stray.jpg").write_bytes(b"of no one")
+    photos[-1].with_name(f".{20 * chr(98)}.jpg.partial").write_bytes(b"half")
+    (photos[-1].parent / f"{20 * chr(97)}.jpg").write_bytes(b"of no one")
     asyncio.run(collected(MadeUp(files, 5), tmp_path, WISHES))
     assert files_of(tmp_path) == before
 

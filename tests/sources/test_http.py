@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geopak.errors import RefusedQueryError, SourceError
+from geopak.errors import QuotaSpentError, RefusedQueryError, SourceError
 from geopak.sources import addresses
 from geopak.sources.addresses import (
     ForbiddenAddressError,
@@ -150,11 +150,12 @@ def test_retry_after_is_kept_by_all_requests(as_date: bool) -> None:
     assert min(r.time_s for r in later) - refused.time_s >= 0.9
 
 
-def test_a_retry_after_beyond_all_patience_is_no_reason_to_wait() -> None:
+def test_a_retry_after_beyond_all_patience_is_a_quota_that_is_used_up() -> None:
     with StandIn(lambda _: too_many_requests(86_400)) as server:
         began = time.monotonic()
-        with pytest.raises(UnavailableError, match="429"):
-            with_client(lambda c: c.get_json(server.url))
+        with pytest.raises(QuotaSpentError, match="'search' requests is used up until 20"):
+            with_client(lambda c: c.get_json(server.url, kind="search"))
+        assert len(server.requests) == 1
     assert time.monotonic() - began < 2
 
 
@@ -301,6 +302,66 @@ def test_keys_do_not_follow_to_another_host() -> None:
     assert "x-key" not in told["headers"]
 
 
+def test_keys_do_not_follow_to_another_port() -> None:
+    with StandIn(echo) as other, StandIn(lambda _: redirect(other.url + "/moved")) as server:
+        told = with_client(lambda c: c.get_json(server.url, secret_headers={"X-Key": KEY}))
+    assert "x-key" not in told["headers"]
+
+
+@pytest.mark.parametrize(("length", "status"), [(80, 200), (400, 400)])
+@pytest.mark.parametrize("shown", [1, 6, 12])
+def test_half_a_key_is_a_key(length: int, status: int, shown: int) -> None:
+    """Answers are cut for messages, and the cut may go through a key."""
+    text = b"x" * (length - shown) + KEY.encode()
+    refused = pytest.raises((UnavailableError, RefusedQueryError))
+    with StandIn(lambda _: Reply(text, status)) as server, refused as told:
+        with_client(
+            lambda c: c.get_json(server.url, secrets={"key": KEY}), Manners(10_000.0, retries=0)
+        )
+    assert "xxx*" in str(told.value)
+    assert "xs" not in str(told.value)
+
+
+def test_a_key_that_can_be_none_is_refused_before_it_is_sent() -> None:
+    with StandIn(echo) as server:
+        with pytest.raises(SourceError, match="X-Key has characters that no key has") as told:
+            with_client(lambda c: c.get_json(server.url, secret_headers={"X-Key": "0123…abc"}))
+        assert server.requests == []
+    assert "0123" not in str(told.value)
+
+
+class Spent:
+    """A quota of which nothing is left of one kind until the day ends."""
+
+    def __init__(self) -> None:
+        self.midnight = asyncio.Event()
+
+    async def take(self, kind: str) -> None:
+        if kind == "media":
+            await self.midnight.wait()
+
+
+def test_requests_that_wait_for_the_next_day_hold_up_no_other_and_keep_the_pace() -> None:
+    async def run() -> None:
+        spent = Spent()
+        manners = Manners(20.0, 2)
+        how: Any = {"allow_private": True, "quota": spent}
+        async with HttpClient(("127.0.0.1",), manners, **how) as client:
+            waiting = [
+                asyncio.ensure_future(client.get_json(server.url, kind="media")) for _ in range(6)
+            ]
+            await asyncio.sleep(0.05)
+            await asyncio.wait_for(client.get_json(server.url, kind="search"), 5)
+            assert len(server.requests) == 1
+            spent.midnight.set()
+            await asyncio.gather(*waiting)
+
+    with StandIn(echo) as server:
+        asyncio.run(run())
+        times = sorted(r.time_s for r in server.requests[1:])
+    assert times[-1] - times[0] >= 0.8 * 5 / 20
+
+
 # --- where it goes ----------------------------------------------------------------------------
 
 
@@ -326,6 +387,34 @@ def test_a_redirect_elsewhere_is_not_followed(target: str) -> None:
         with pytest.raises(ForbiddenAddressError):
             with_client(lambda c: c.get_json(server.url))
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("trickle", [0.02, 1e9])
+def test_an_answer_that_trickles_is_given_up(trickle: float) -> None:
+    manners = Manners(1000.0, 1, retries=1, timeout_s=5, backoff_s=0.01, whole_timeout_s=trickle)
+
+    async def use(body: bytes) -> int:
+        return len(body)
+
+    with StandIn(lambda _: slow(as_json("y" * 60), 500)) as server:
+
+        def file() -> int:
+            return with_client(lambda c: c.get_file(server.url, max_bytes=99, use=use), manners)
+
+        if trickle > 1:
+            assert file() == 62
+            return
+        with pytest.raises(UnavailableError, match=r"no whole answer in 0\.02 seconds"):
+            file()
+        with pytest.raises(UnavailableError, match=r"no whole answer in 0\.02 seconds"):
+            with_client(lambda c: c.get_json(server.url), manners)
+        assert len(server.requests) == 4
+
+
+def test_a_redirect_to_nonsense_is_a_forbidden_address() -> None:
+    nonsense = pytest.raises(ForbiddenAddressError, match="what is no address")
+    with StandIn(lambda _: redirect("http://[bad")) as server, nonsense:
+        with_client(lambda c: c.get_json(server.url))
 
 
 @pytest.mark.parametrize("target", ["gopher:x", "http://[::1/", "http://127.0.0.1:x/"])

@@ -18,6 +18,8 @@ LICENSES = (
     "cc0", "pdm", "us-gov", "cc-by", "cc-by-sa", "cc-by-nd", "cc-by-nc", "cc-by-nc-sa",
     "cc-by-nc-nd", "all-rights-reserved", "google-places", "unknown",
 )  # fmt: skip
+# Options of sources that requests go to.
+_ADDRESSES = {"api", "commons", "commons_api", "wikidata_api"}
 Treatment = Literal["keep", "blur", "drop"]
 
 
@@ -66,6 +68,7 @@ class CollectConfig:
     retries: Natural
     backoff_s: Positive
     timeout_s: Positive
+    whole_timeout_s: Positive
     outage_s: NotNegative
     retry_failed: bool
     contact: str | None
@@ -86,6 +89,17 @@ class CollectConfig:
                         f"targets.{name}", f"targets.{name} is no province of {region.title}",
                         f"Known: {', '.join(keys)}.",
                     )  # fmt: skip
+        if self.licenses == []:
+            yield Problem(
+                "licenses", "licenses=[] keeps no photo",
+                "licenses=null keeps those of any licence, licenses=auto what the source says.",
+            )  # fmt: skip
+        contact = self.contact or ""
+        if not (contact.isascii() and contact.isprintable()):
+            yield Problem(
+                "contact", f"contact={contact!r} has characters that no header of HTTP may have",
+                "Write it in ASCII, such as joerg@example.org.",
+            )  # fmt: skip
         if isinstance(self.licenses, list):
             for k, name in enumerate(self.licenses):
                 if re.sub(r"-\d+(\.\d+)*$", "", name) not in LICENSES:
@@ -122,3 +136,9 @@ def source_problems(section: Mapping[str, Any]) -> Iterator[Problem]:
         return
     _, found = examine(kind, section, "source")
     yield from found
+    for key in _ADDRESSES & set(section):
+        if not re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", str(section[key])):
+            yield Problem(
+                f"source.{key}", f"source.{key}={section[key]!r} is no address",
+                "Such as https://example.org/api.",
+            )  # fmt: skip

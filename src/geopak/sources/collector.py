@@ -17,21 +17,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
+import time
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import numpy as np
 
-from geopak.errors import QuotaSpentError, RefusedQueryError, SourceError
+from geopak.errors import GeopakError, QuotaSpentError, RefusedQueryError, SourceError
 from geopak.sources import downloads, licenses
 from geopak.sources.client import Client
 from geopak.sources.downloads import Downloader, RejectedPhotoError
-from geopak.sources.ledger import Candidate, Ledger, OpenQuery
+from geopak.sources.ledger import Candidate, Download, Ledger, OpenQuery
+from geopak.sources.progress import duration
 from geopak.sources.records import Answer, FoundPhoto, Refused, Source
 
 if TYPE_CHECKING:
@@ -44,6 +49,9 @@ log = logging.getLogger(__name__)
 _QUERY_TRIES = 3
 # So many refused queries one after the other are no accident.
 _MOST_REFUSED = 20
+# So many without a usable answer one after the other, and none with one: the server is down.
+_OUTAGE_AFTER = 8
+_LONGEST_PAUSE_S = 300.0
 # Of a province that nothing is known of yet.
 _FIRST_QUERIES = 4
 _GRACE_S = 10.0
@@ -62,6 +70,7 @@ class Wishes:
         concurrency: queries at a time.
         downloads: photos at a time.
         pause_s: before a query without an answer is asked again, then twice as long.
+        outage_s: a server of which nothing can be had is waited for so long.
     """
 
     targets: Mapping[str, int | None]
@@ -71,6 +80,7 @@ class Wishes:
     concurrency: int = 8
     downloads: int = 8
     pause_s: float = 10.0
+    outage_s: float = 0.0
 
     def judge(self, photo: FoundPhoto, province: str | None) -> str | None:
         """Why a photo is not wanted; ``None``: it is."""
@@ -81,6 +91,61 @@ class Wishes:
         if photo.width and photo.height and min(photo.width, photo.height) < self.min_side_px:
             return "too_small"
         return None
+
+
+class _Outage:
+    """Tells a server that is down from queries or photos that it does not give.
+
+    Args:
+        what: that is asked for, for messages.
+        pause_s: the first pause; each next is twice as long.
+        longest_s: that it is waited for.
+    """
+
+    def __init__(self, what: str, pause_s: float, longest_s: float) -> None:
+        self._what = what
+        self._pause_s = pause_s
+        self._longest_s = longest_s
+        self._in_a_row = 0
+        self._began = 0.0
+        self._round = 0
+        self._next = 0.0
+
+    def over(self) -> bool:
+        """Notes a usable answer; whether an outage ended by it."""
+        was_one = self._round > 0
+        self._in_a_row = self._round = 0
+        return was_one
+
+    def failed(self) -> bool:
+        """Notes that there was none; whether that is an outage."""
+        if not self._in_a_row:
+            self._began = time.monotonic()
+        self._in_a_row += 1
+        return self._longest_s > 0 and self._in_a_row >= _OUTAGE_AFTER
+
+    def pause(self, error: object) -> float:
+        """Seconds until it may be tried again.
+
+        Raises:
+            SourceError: it has lasted for too long.
+        """
+        now = time.monotonic()
+        if now - self._began > self._longest_s:
+            raise SourceError(
+                f"No {self._what} could be had for {duration(now - self._began)}, the last time: "
+                f"{error}. The same command goes on with it."
+            )
+        # All that are at work wait for the same moment.
+        if now >= self._next:
+            pause_s = min(self._pause_s * 2.0 ** min(self._round, 30), _LONGEST_PAUSE_S)
+            self._next = now + pause_s
+            self._round += 1
+            log.warning(
+                "%s %s in a row could not be had: again in %s. %s",
+                self._in_a_row, self._what, duration(pause_s), error,
+            )  # fmt: skip
+        return self._next - now
 
 
 class Collector:
@@ -116,6 +181,12 @@ class Collector:
         self._stop = asyncio.Event()
         self._ending: Ending = "finished"
         self._refused_in_a_row = 0
+        pause_s, outage_s = wishes.pause_s, wishes.outage_s
+        self._no_answers = _Outage("answers", pause_s, outage_s)
+        self._no_photos = _Outage("photos", pause_s, outage_s)
+        # Photos of late that were given up, perhaps for the server's sake.
+        self._given_up: list[Candidate] = []
+        self._taken_back = False
         self.spent: QuotaSpentError | None = None
 
     def stop(self, ending: Ending = "stopped") -> None:
@@ -124,12 +195,19 @@ class Collector:
             self._ending = ending
         self._stop.set()
 
-    async def run(self, begun_as: str, retry_failed: bool = False) -> Ending:
+    async def run(
+        self,
+        begun_as: str,
+        retry_failed: bool = False,
+        limits: Mapping[str, Any] | None = None,
+    ) -> Ending:
         """Collects until there is nothing more to do, or it is stopped.
 
         Args:
             begun_as: what the source's first queries depend on. They are taken once for each.
             retry_failed: ask again what failed in an earlier run.
+            limits: by the reason for which a photo is rejected, the setting that does it (a JSON
+                value): where it has changed, those photos get another chance.
 
         Returns:
             Why it ended.
@@ -143,17 +221,35 @@ class Collector:
         if grows or ledger.meta(remembered) is None:
             ledger.begin(name, self.source.start())
             ledger.remember(remembered, "yes")
-        if retry_failed:
+        # Where nothing was ever answered, the source was at fault, not a query.
+        if retry_failed or not ledger.query_numbers(name)["done"]:
             queries, photos = ledger.reopen_failed(name)
-            log.info("%s queries and %s photos that failed are tried again.", queries, photos)
+            if queries or photos:
+                log.info("%s queries and %s photos that failed are tried again.", queries, photos)
+        self._reopen_by(limits or {})
         self._judge_anew()
-        lost = downloads.sweep(self._downloader.out, ledger.wanted_files())
+        lost = self._sweep()
         if lost:
             log.warning("%s files of photos are gone and are fetched again.", f"{len(lost):,}")
             ledger.lost_files(lost)
+        ledger.settle_copies()
         await self._interruptible(self._waves())
-        downloads.sweep(self._downloader.out, ledger.wanted_files())
+        self._sweep()
         return self._ending
+
+    def _sweep(self) -> set[str]:
+        out, ledger = self._downloader.out, self.ledger
+        return downloads.sweep(out, ledger.sources(), ledger.wanted_files())
+
+    def _reopen_by(self, limits: Mapping[str, Any]) -> None:
+        remembered = f"limits {self.source.name}"
+        text = self.ledger.meta(remembered)
+        before = limits if text is None else json.loads(text)
+        changed = [reason for reason, now in limits.items() if before.get(reason, now) != now]
+        number = self.ledger.reopen(self.source.name, changed)
+        if number:
+            log.info("%s photos are tried again by other settings.", f"{number:,}")
+        self.ledger.remember(remembered, json.dumps(dict(limits)))
 
     def _judge_anew(self) -> None:
         """Judges the photos of earlier runs by the wishes of this one, if they are others."""
@@ -244,15 +340,17 @@ class Collector:
             self.spent = error
             self.stop("quota")
         except RefusedQueryError as error:
-            self._refused_in_a_row += 1
-            self.ledger.failed(asked, str(error), final=True)
-            log.warning("A %r query was refused: %s", asked.query.kind, error)
-            if self._refused_in_a_row >= _MOST_REFUSED:
-                raise SourceError(
-                    f"{self._refused_in_a_row} queries of {self.source.name} were refused one "
-                    f"after the other, the last: {error} retry_failed=true asks them again."
-                ) from None
+            self._refused(asked, str(error))
         except httpx.HTTPError as error:
+            if self._no_answers.failed():
+                try:
+                    pause_s = self._no_answers.pause(error)
+                except SourceError:
+                    self.ledger.failed(asked, str(error), final=True)
+                    raise
+                await self._sleep(pause_s)
+                line.append(asked)
+                return
             final = asked.tries + 1 >= _QUERY_TRIES
             self.ledger.failed(asked, str(error), final)
             log.warning(
@@ -260,13 +358,30 @@ class Collector:
                 " It is left for retry_failed=true." if final else "",
             )  # fmt: skip
             if not final:
-                with contextlib.suppress(TimeoutError):
-                    pause_s = self.wishes.pause_s * 2**asked.tries
-                    await asyncio.wait_for(self._stop.wait(), pause_s)
+                await self._sleep(self.wishes.pause_s * 2**asked.tries)
                 line.append(OpenQuery(asked.id, asked.seq, asked.query, asked.tries + 1))
+        except GeopakError:
+            raise
+        except Exception as error:
+            self._refused(asked, _where(error))
         else:
             self._refused_in_a_row = 0
+            self._no_answers.over()
             self._commit(asked, answer)
+
+    def _refused(self, asked: OpenQuery, error: str) -> None:
+        self._refused_in_a_row += 1
+        self.ledger.failed(asked, error, final=True)
+        log.warning("A %r query was refused: %s", asked.query.kind, error)
+        if self._refused_in_a_row >= _MOST_REFUSED:
+            raise SourceError(
+                f"{self._refused_in_a_row} queries of {self.source.name} were refused one "
+                f"after the other, the last: {error} retry_failed=true asks them again."
+            )
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
     def _commit(self, asked: OpenQuery, answer: Answer) -> None:
         usable, refused = [], list(answer.refused)
@@ -314,9 +429,37 @@ class Collector:
                 await line.done(candidate, gained, lost)
 
         await _all(worker() for _ in range(min(self.wishes.downloads, len(candidates))))
+        if self._taken_back and not self._stop.is_set():
+            self._taken_back = False
+            await self._download_all(below_seq)
 
     async def _download(self, candidate: Candidate) -> tuple[str | None, str | None]:
         """Gets a photo; the provinces that have one more and one less by it."""
+        while True:
+            came = await self._try(candidate)
+            if isinstance(came, Download):
+                kept = self.ledger.downloaded(candidate, came)
+                if kept.removed is not None:
+                    (self._downloader.out / kept.removed).unlink(missing_ok=True)
+                return kept.province, kept.displaced
+            if came is None:
+                return None, None
+            if not self._no_photos.failed():
+                self._given_up.append(candidate)
+                self.ledger.rejected(candidate, "unavailable", came)
+                return None, None
+            try:
+                pause_s = self._no_photos.pause(came)
+            except SourceError:
+                # So that the next run begins with others.
+                self.ledger.rejected(candidate, "unavailable", came)
+                raise
+            await self._sleep(pause_s)
+            if self._stop.is_set():
+                return None, None
+
+    async def _try(self, candidate: Candidate) -> Download | str | None:
+        """A photo's file; why it is not available now; ``None``: it is rejected, or waits."""
         photo, name = self.ledger.photo(candidate), self.source.name
         try:
             url = photo.url or await self.source.locate(photo, self._client)
@@ -324,20 +467,40 @@ class Collector:
         except QuotaSpentError as error:
             self.spent = error
             self.stop("quota")
-            return None, None
-        except RejectedPhotoError as error:
-            self.ledger.rejected(candidate, error.reason, error.detail)
-            return None, None
-        except RefusedQueryError as error:
-            self.ledger.rejected(candidate, "refused", str(error))
-            return None, None
+            return None
         except httpx.HTTPError as error:
-            self.ledger.rejected(candidate, "unavailable", str(error))
-            return None, None
-        kept = self.ledger.downloaded(candidate, file)
-        if kept.removed is not None:
-            (self._downloader.out / kept.removed).unlink(missing_ok=True)
-        return kept.province, kept.displaced
+            return str(error)
+        except RejectedPhotoError as error:
+            if error.reason == "unavailable":
+                return error.detail
+            reason, detail = error.reason, error.detail
+        except RefusedQueryError as error:
+            reason, detail = "refused", str(error)
+        except GeopakError:
+            raise
+        except Exception as error:
+            # One odd photo must not end what takes a week.
+            reason, detail = "unchecked", _where(error)
+            log.warning("%s %s: %s", name, photo.source_id, detail)
+        else:
+            self._photos_come()
+            return file
+        self._photos_come()
+        self.ledger.rejected(candidate, reason, detail)
+        return None
+
+    def _photos_come(self) -> None:
+        if self._no_photos.over() and self._given_up:
+            self.ledger.take_back(self._given_up)
+            self._taken_back = True
+        self._given_up.clear()
+
+
+def _where(error: Exception) -> str:
+    """Kind and place of an error that nobody expected; its text could hold anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 class _Line:

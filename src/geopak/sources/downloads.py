@@ -6,14 +6,15 @@ import asyncio
 import hashlib
 import io
 import os
+import re
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from geopak.errors import SourceError
+from geopak.errors import QuotaSpentError, SourceError
 from geopak.sources.addresses import ForbiddenAddressError
 from geopak.sources.http import (
     DeniedError,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 FOLDER = "photos"
 # What Pillow may take a file for. A JPEG with further pictures behind it is an MPO to it.
 _OPENED = ("JPEG", "PNG", "WEBP")
+# What our own files are called in the folder of a source, and while they are written.
+_OURS = re.compile(
+    r"[0-9a-f]{2}/([0-9a-f]{20}\.(jpg|png|webp)|\.[0-9a-f]{20}\.(jpg|png|webp)\.partial)"
+)
 # The ending that we give a file.
 _ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
@@ -63,6 +68,10 @@ class RejectedPhotoError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class UnwritableError(SourceError):
+    """A folder that photos cannot be written into; it concerns all of them."""
 
 
 def file_stem(source: str, source_id: str) -> str:
@@ -154,6 +163,8 @@ class Downloader:
             return await self._read(url, use)
         try:
             return await self.client.get_file(url, max_bytes=self.limits.max_bytes, use=use)
+        except (QuotaSpentError, UnwritableError):
+            raise
         except TooLargeError as error:
             raise RejectedPhotoError("too_large", str(error)) from None
         except ForbiddenAddressError as error:
@@ -192,8 +203,6 @@ class Downloader:
             raise RejectedPhotoError("undecodable", str(error)) from None
 
     def _write(self, source: str, source_id: str, body: bytes) -> Download:
-        from PIL import ImageOps
-
         picture, ending = _decode(body, self.limits)
         digest = hashlib.sha256(body).hexdigest()
         try:
@@ -206,11 +215,27 @@ class Downloader:
         stem = file_stem(source, source_id)
         ending = ".jpg" if changes else ending
         path = f"{FOLDER}/{source}/{stem[:2]}/{stem}{ending}"
-        write_file(self.out / path, kept)
+        width, height = _upright_size(picture)
+        try:
+            write_file(self.out / path, kept)
+        except OSError as error:
+            raise UnwritableError(
+                f"{self.out / path} cannot be written: {error.strerror or error}. Make room, or "
+                "let it be written, and give the same command again."
+            ) from None
+        return Download(digest, path, width, height, len(kept), changes)
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height as a photo is shown; as it is stored where its EXIF data are broken."""
+    from PIL import ImageOps
+
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            width, height = ImageOps.exif_transpose(picture).size
-        return Download(digest, path, width, height, len(kept), changes)
+            return ImageOps.exif_transpose(picture).size
+    except Exception:
+        return picture.size
 
 
 def write_file(path: Path, body: bytes) -> None:
@@ -224,23 +249,31 @@ def write_file(path: Path, body: bytes) -> None:
     os.replace(partial, path)
 
 
-def sweep(out: Path, wanted: set[str]) -> set[str]:
-    """Removes files that no photo of the ledger has: parts, and what a kill left behind.
+def sweep(out: Path, sources: Iterable[str], wanted: set[str]) -> set[str]:
+    """Removes what a kill left behind: files of ours that no photo of the ledger has.
+
+    Only names that we give are removed, in the folders of the collection's sources, and no link is
+    followed: whatever else lies there is someone's.
 
     Args:
         out: of the collection.
+        sources: of the collection.
         wanted: paths relative to it, with forward slashes.
 
     Returns:
         Those of them that are not there.
     """
     missing = set(wanted)
-    for path in sorted((out / FOLDER).rglob("*")):
-        if not path.is_file():
+    for source in sources:
+        folder = out / FOLDER / source
+        if (out / FOLDER).is_symlink() or folder.is_symlink():
             continue
-        name = path.relative_to(out).as_posix()
-        if name in wanted:
-            missing.discard(name)
-        else:
-            path.unlink()
-    return missing
+        for inner, _, names in os.walk(folder):
+            for name in names:
+                path = Path(inner, name)
+                within = path.relative_to(folder).as_posix()
+                if f"{FOLDER}/{source}/{within}" in wanted:
+                    missing.discard(f"{FOLDER}/{source}/{within}")
+                elif _OURS.fullmatch(within) and not path.is_symlink():
+                    path.unlink()
+    return {name for name in missing if not (out / name).is_file()}

@@ -99,6 +99,7 @@ class FlickrSource:
     """
 
     name = "flickr"
+    kinds = ("search",)
     # 3,600 an hour and key, with room for another program.
     rate_per_s = 0.95
 

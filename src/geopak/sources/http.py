@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import quote, quote_plus, urljoin
+from urllib.parse import quote, quote_plus, urljoin, urlsplit
 
 import httpx
 import tenacity
 
 from geopak import __version__
-from geopak.errors import RefusedQueryError, SourceError
-from geopak.sources.addresses import SafeTransport, check_url
+from geopak.errors import QuotaSpentError, RefusedQueryError, SourceError
+from geopak.sources.addresses import ForbiddenAddressError, SafeTransport, check_url
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -50,7 +50,9 @@ class Manners:
         timeout_s: of connecting, and of each wait for data.
         backoff_s: the first pause before a further attempt is up to this, each next up to twice.
         longest_pause_s: a pause is never longer, unless ``Retry-After`` says so.
-        longest_retry_after_s: a ``Retry-After`` beyond this is a failed attempt.
+        longest_retry_after_s: of a ``Retry-After``; one beyond this is a quota that is used up.
+        whole_timeout_s: of a whole file or JSON answer, from when it is asked for: a server that
+            sends a byte now and then holds a place for no longer.
         outage_s: a host that does not answer at all is tried again for so long, whatever
             ``retries`` says: one's own network may be down.
         max_redirects: followed by hand, each checked.
@@ -63,6 +65,7 @@ class Manners:
     backoff_s: float = 1.0
     longest_pause_s: float = 60.0
     longest_retry_after_s: float = 3600.0
+    whole_timeout_s: float = 600.0
     outage_s: float = 3600.0
     max_redirects: int = 5
 
@@ -179,11 +182,16 @@ class Redaction:
                 for part in {value, *value.split()}:
                     if len(part) >= 4 and part.lower() not in ("bearer", "basic", "token"):
                         self._secrets |= {part, quote(part, safe=""), quote_plus(part)}
+                        self._secrets.add(part.replace("/", "\\/"))
 
     def __call__(self, text: str) -> str:
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
+
+    def start_of(self, body: bytes | bytearray, length: int) -> str:
+        """The beginning of an answer as text. What is cut off before could be half a key."""
+        return self(bytes(body[: 20 * length + 2000]).decode("utf-8", "replace"))[:length]
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime.datetime | None = None) -> float | None:
@@ -259,7 +267,7 @@ class HttpClient:
         secret_headers: Mapping[str, str] | None = None,
     ) -> Any:
         """See :meth:`geopak.sources.client.Client.get_json`."""
-        self.redact.learn(secrets, secret_headers)
+        self._learn(secrets, secret_headers)
         request = _Request(
             "GET", url, kind, dict(params or {}), dict(secrets or {}), dict(headers or {}),
             dict(secret_headers or {}),
@@ -276,12 +284,22 @@ class HttpClient:
         secret_headers: Mapping[str, str] | None = None,
     ) -> Any:
         """See :meth:`geopak.sources.client.Client.post_json`."""
-        self.redact.learn(secret_headers)
+        self._learn(secret_headers)
         request = _Request(
             "POST", url, kind, {}, {}, dict(headers or {}), dict(secret_headers or {}),
             json.dumps(body, ensure_ascii=False).encode(),
         )  # fmt: skip
         return await self._json(request)
+
+    def _learn(self, *sections: Mapping[str, str] | None) -> None:
+        for section in sections:
+            for name, value in (section or {}).items():
+                if not (value.isascii() and value.isprintable()):
+                    raise SourceError(
+                        f"What is given as {name} has characters that no key has. Look whether "
+                        "something came along when it was copied."
+                    )
+        self.redact.learn(*sections)
 
     @asynccontextmanager
     async def stream(
@@ -306,7 +324,7 @@ class HttpClient:
 
     async def _json(self, request: _Request) -> Any:
         async def once() -> Any:
-            async with self._answer(request) as response:
+            async with self._answer(request, self.manners.whole_timeout_s) as response:
                 body = bytearray()
                 async for piece in response.aiter_bytes():
                     body += piece
@@ -315,7 +333,7 @@ class HttpClient:
                 try:
                     return json.loads(bytes(body))
                 except ValueError:
-                    start = self.redact(bytes(body[:80]).decode("utf-8", "replace"))
+                    start = self.redact.start_of(body, 80)
                     raise TryAgainError(f"no JSON but {start!r}", response.status_code) from None
 
         return await self.attempts(once)
@@ -346,7 +364,7 @@ class HttpClient:
         request = _Request("GET", url, kind, {}, {}, {"Accept-Encoding": "identity"}, {})
 
         async def once() -> T:
-            async with self._answer(request) as response:
+            async with self._answer(request, self.manners.whole_timeout_s) as response:
                 told = response.headers.get("content-length", "")
                 if told.isdigit() and int(told) > max_bytes:
                     raise TooLargeError(f"{int(told):,} bytes, more than {max_bytes:,}.")
@@ -378,8 +396,7 @@ class HttpClient:
             if not error.answered and time.monotonic() - began < manners.outage_s:
                 return False
             counted += 1
-            too_long = (error.wait_s or 0) > manners.longest_retry_after_s
-            return counted > manners.retries or too_long
+            return counted > manners.retries
 
         def pause(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -405,25 +422,40 @@ class HttpClient:
         raise UnavailableError(str(failed), failed.status)
 
     @asynccontextmanager
-    async def _answer(self, request: _Request) -> AsyncIterator[httpx.Response]:
+    async def _answer(
+        self, request: _Request, within_s: float | None = None
+    ) -> AsyncIterator[httpx.Response]:
         """One attempt: an open answer with status 200 or 206.
+
+        Args:
+            request: what is asked.
+            within_s: the answer must have been read in; ``None``: whenever.
 
         Raises:
             TryAgainError: a failure that may pass.
+            QuotaSpentError: the server wants to be left alone for longer than is waited.
             SourceError: one that does not.
         """
         url, headers = request.url, {**request.headers, **request.secret_headers}
         params: dict[str, Any] = {**request.params, **request.secrets}
         for _ in range(self.manners.max_redirects + 1):
             host = check_url(url, self.hosts, self._allow_private)
-            async with self._send(request, url, params, headers, host) as response:
+            async with self._send(request, url, params, headers, host, within_s) as response:
                 if response.status_code not in _REDIRECTS:
-                    await self._check_status(response, host)
+                    await self._check_status(response, host, request.kind)
                     yield response
                     return
-                target = urljoin(url, response.headers.get("location", ""))
-                if check_url(target, self.hosts, self._allow_private) != host:
-                    # Keys are for the host that they were made for.
+                try:
+                    target = urljoin(url, response.headers.get("location", ""))
+                except ValueError:
+                    raise ForbiddenAddressError(
+                        f"{host} redirects to what is no address."
+                    ) from None
+                check_url(target, self.hosts, self._allow_private)
+                if urlsplit(url).scheme == "https" != urlsplit(target).scheme:
+                    raise ForbiddenAddressError(f"{host} redirects to where nothing is encrypted.")
+                if _origin(target) != _origin(url):
+                    # Keys are for the server that they were made for.
                     headers = dict(request.headers)
                 url, params = target, {}
         raise SourceError(f"{host} redirects in a circle.")
@@ -436,22 +468,28 @@ class HttpClient:
         params: Mapping[str, Any],
         headers: Mapping[str, str],
         host: str,
+        within_s: float | None,
     ) -> AsyncIterator[httpx.Response]:
+        # Who waits for the next day must hold no place, and gets a turn when it has come.
+        if self._quota is not None:
+            await self._quota.take(request.kind)
         async with self._places:
             await self.pace.turn()
-            if self._quota is not None:
-                await self._quota.take(request.kind)
             self.sent += 1
             body_headers = {"Content-Type": "application/json"} if request.body else {}
             failure: tuple[str, bool] | None = None
             handed_over = False
             try:
-                async with self._http.stream(
+                async with asyncio.timeout(within_s) as limit, self._http.stream(
                     request.method, url, params=params or None, content=request.body,
                     headers={**body_headers, **headers},
                 ) as response:  # fmt: skip
                     handed_over = True
                     yield response
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                failure = (f"no whole answer in {within_s:g} seconds", True)
             except httpx.TransportError as error:
                 text = self.redact(f"{type(error).__name__} {error}".strip())
                 failure = (text, handed_over or not isinstance(error, _NO_ANSWER))
@@ -460,7 +498,7 @@ class HttpClient:
             if failure:
                 raise TryAgainError(f"{host}: {failure[0]}", answered=failure[1])
 
-    async def _check_status(self, response: httpx.Response, host: str) -> None:
+    async def _check_status(self, response: httpx.Response, host: str, kind: str) -> None:
         status = response.status_code
         if status in (200, 206):
             return
@@ -469,17 +507,28 @@ class HttpClient:
         with contextlib.suppress(httpx.TransportError):
             async for piece in response.aiter_bytes():
                 start += piece
-                if len(start) > 2000:
+                if len(start) > 10_000:
                     break
-        told = " ".join(self.redact(start[:400].decode("utf-8", "replace")).split())
-        text = f"{host} answered {status} {response.reason_phrase}: {told}".rstrip(": ")
+        told = " ".join(self.redact.start_of(start, 400).split())
+        phrase = self.redact(response.reason_phrase)
+        text = f"{host} answered {status} {phrase}: {told}".rstrip(": ")
         if status in _TRANSIENT:
-            if wait_s is not None and wait_s <= self.manners.longest_retry_after_s:
+            if wait_s is not None and wait_s > self.manners.longest_retry_after_s:
+                until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=wait_s)
+                log.warning("%s Retry-After says %s seconds.", text, f"{wait_s:,.0f}")
+                raise QuotaSpentError(kind, f"{until:%Y-%m-%d %H:%M UTC}")
+            if wait_s is not None:
                 self.pace.hold(wait_s)
             raise TryAgainError(text, status, wait_s)
         if status in (401, 403):
             raise DeniedError(f"{text}. Check the key, its rights and its restrictions.", status)
         raise RefusedStatusError(f"{text}.", status)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, parts.hostname, port
 
 
 @dataclass(frozen=True)

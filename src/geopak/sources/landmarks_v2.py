@@ -129,6 +129,7 @@ class LandmarksV2:
     """
 
     name = "landmarks_v2"
+    kinds = ("coordinates", "items", "files")
     # One request after the other takes about so long anyway.
     rate_per_s = 5.0
 

@@ -14,6 +14,7 @@ that was chosen first. :mod:`geopak.sources.collector` says how that serves the 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from geopak.errors import SourceError
 from geopak.sources.records import Answer, FoundPhoto, Query, Refused
@@ -170,29 +172,49 @@ class Ledger:
         path: of the SQLite file; made where there is none.
         durable: a commit is on the disk when it returns, so that not even a loss of power takes it
             back. Without, it only outlives the process.
+        writable: without, nothing in the folder is changed, and the file must be there.
 
     Raises:
         SourceError: another version's file, or no ledger at all.
     """
 
-    def __init__(self, path: str | Path, durable: bool = True) -> None:
+    def __init__(self, path: str | Path, durable: bool = True, writable: bool = True) -> None:
         self.path = Path(path)
+        self.writable = writable
         self._synchronous = "FULL" if durable else "NORMAL"
-        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
         try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
-            with self._transaction():
-                self._make_or_check()
+            self._db = self._connect(writable)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+        try:
+            if writable:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
+                with self._transaction():
+                    self._make_or_check()
+            else:
+                self._check()
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise SourceError(
-                f"{self.path} cannot be read as the ledger of a collection: {error}. Restore it "
-                "from a copy, or choose another out=FOLDER."
-            ) from None
+            raise self._unreadable(error) from None
         except BaseException:
             self._db.close()
             raise
+
+    def _connect(self, writable: bool) -> sqlite3.Connection:
+        if writable:
+            return sqlite3.connect(self.path, isolation_level=None, timeout=30)
+        # Without a log beside it nobody writes, and SQLite need not make one to read.
+        is_at_rest = not self.path.with_name(f"{self.path.name}-wal").exists()
+        how = "immutable=1" if is_at_rest else "mode=ro"
+        where = f"file:{quote(str(self.path.absolute()))}?{how}"
+        return sqlite3.connect(where, uri=True, isolation_level=None, timeout=30)
+
+    def _unreadable(self, error: Exception) -> SourceError:
+        return SourceError(
+            f"{self.path} cannot be read as the ledger of a collection: {error}. Restore it "
+            "from a copy, or choose another out=FOLDER."
+        )
 
     def _make_or_check(self) -> None:
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -200,6 +222,9 @@ class Ledger:
             for statement in _SCHEMA.split(";\n"):
                 self._db.execute(statement)
             self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+        self._check()
+
+    def _check(self) -> None:
         found = self.meta("format")
         if found != str(FORMAT):
             raise SourceError(
@@ -243,6 +268,10 @@ class Ledger:
                 (source,),
             )
             self._add_queries(source, _START, queries)
+
+    def sources(self) -> list[str]:
+        """Names of the sources that were taken up, in their order."""
+        return [name for (name,) in self._db.execute("SELECT name FROM sources ORDER BY rank")]
 
     def _add_queries(self, source: str, parent_seq: int, queries: Iterable[Query]) -> None:
         self._db.executemany(
@@ -394,19 +423,40 @@ class Ledger:
         )
 
     def reopen_failed(self, source: str) -> tuple[int, int]:
-        """Gives queries and photos that had no answer another chance; returns their numbers."""
+        """Gives queries and photos that failed another chance; returns their numbers.
+
+        Photos are those that a server or a defect kept from us, not those that it says are gone.
+        """
         with self._transaction():
             queries = self._db.execute(
                 "UPDATE queries SET state = 'open', tries = 0 "
                 "WHERE source = ? AND state = 'failed'",
                 (source,),
             ).rowcount
-            photos = self._db.execute(
-                "UPDATE photos SET state = 'found', reason = NULL, detail = NULL "
-                "WHERE source = ? AND state = 'rejected' AND reason = 'unavailable'",
-                (source,),
-            ).rowcount
+            photos = self._reopen(source, ("denied", "refused", "unavailable", "unchecked"))
         return queries, photos
+
+    def reopen(self, source: str, reasons: Sequence[str]) -> int:
+        """Lets photos that were rejected for one of some reasons wait again; how many."""
+        with self._transaction():
+            return self._reopen(source, reasons)
+
+    def _reopen(self, source: str, reasons: Sequence[str]) -> int:
+        return self._db.execute(
+            "UPDATE photos SET state = 'found', reason = NULL, detail = NULL "
+            "WHERE source = ? AND state = 'rejected' "
+            "AND reason IN (SELECT value FROM json_each(?))",
+            (source, json.dumps(list(reasons))),
+        ).rowcount
+
+    def take_back(self, candidates: Iterable[Candidate]) -> None:
+        """Lets photos wait again that were rejected a moment ago."""
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE photos SET state = 'found', reason = NULL, detail = NULL, "
+                "tries = tries - 1 WHERE id = ? AND state = 'rejected'",
+                ((candidate.id,) for candidate in candidates),
+            )
 
     # --- photos -------------------------------------------------------------------------------
 
@@ -465,13 +515,51 @@ class Ledger:
                 return Kept(candidate.province)
             other, path, province, source, source_id = same
             if self._place(other) < own:
-                self._lose(candidate.id, f"{source} {source_id}")
+                self._lose([candidate.id], f"{source} {source_id}")
                 return Kept(None, removed=file.path)
             mine = self._db.execute(
                 "SELECT source || ' ' || source_id FROM photos WHERE id = ?", (candidate.id,)
             ).fetchone()[0]
-            self._lose(other, mine)
+            # Those that lost to the other have lost to this one.
+            losers = self._db.execute(
+                "SELECT id FROM photos WHERE sha256 = ? AND id != ? AND "
+                "(state = 'downloaded' AND barred IS NULL OR reason = 'duplicate')",
+                (file.sha256, candidate.id),
+            )
+            self._lose([row for (row,) in losers.fetchall()], mine)
             return Kept(candidate.province, displaced=province, removed=path)
+
+    def settle_copies(self) -> int:
+        """Decides anew which of equal files stays, after photos were barred, freed or lost.
+
+        Of those that are not barred the first one stays, as if the others had never been: if its
+        file was given up as a copy, it waits for a download again.
+
+        Returns:
+            How many photos wait for a download again.
+        """
+        is_copy = "state = 'rejected' AND reason = 'duplicate'"
+        again: list[int] = []
+        with self._transaction():
+            rows = self._db.execute(
+                "SELECT sha256, photos.id, state, path, source || ' ' || source_id FROM photos "
+                "JOIN sources ON name = source WHERE sha256 IS NOT NULL AND barred IS NULL "
+                f"AND (state = 'downloaded' OR {is_copy}) "
+                "ORDER BY sha256, rank, query_seq, position"
+            )
+            for _, group in itertools.groupby(rows.fetchall(), key=lambda row: row[0]):
+                (_, first, state, _, told), *others = group
+                if state == "downloaded":
+                    self._lose([other for _, other, *_ in others], told)
+                else:
+                    # When it comes, it takes the place of whichever has it now.
+                    again.append(first)
+            self._db.executemany(
+                "UPDATE photos SET state = 'found', reason = NULL, detail = NULL, sha256 = NULL "
+                "WHERE id = ?",
+                ((row,) for row in again),
+            )
+        return len(again)
 
     def _place(self, photo: int) -> tuple[int, int, int]:
         row = self._db.execute(
@@ -481,12 +569,12 @@ class Ledger:
         ).fetchone()
         return (row[0], row[1], row[2])
 
-    def _lose(self, photo: int, to: str) -> None:
+    def _lose(self, photos: Iterable[int], to: str) -> None:
         # The sum stays, so that a third copy finds its way to the first all the same.
-        self._db.execute(
+        self._db.executemany(
             "UPDATE photos SET state = 'rejected', reason = 'duplicate', detail = ?, path = NULL "
             "WHERE id = ?",
-            (f"the same file as {to}", photo),
+            ((f"the same file as {to}", photo) for photo in photos),
         )
 
     def rejected(self, candidate: Candidate, reason: str, detail: str) -> None:
@@ -560,6 +648,10 @@ class Ledger:
     def rows(self, sql: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a question in SQL, for exports and tests."""
         return self._db.execute(sql, arguments).fetchall()
+
+    def each(self, sql: str, arguments: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The same one by one, for answers that are longer than memory."""
+        return iter(self._db.execute(sql, arguments))
 
     # --- requests -----------------------------------------------------------------------------
 

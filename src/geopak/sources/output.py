@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import html
-import io
+import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from geopak.sources import licenses
 from geopak.sources.downloads import file_stem, write_file
@@ -35,6 +37,11 @@ ATTRIBUTION_COLUMNS = (
 )  # fmt: skip
 # Of the page's photos; the table beside it has them all.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# Numbers that may be coordinates, in texts of any form.
+_COORDINATE = re.compile(r"\d\s?[.,°′']\s?\d")
+# What spreadsheets take for a formula.
+_FORMULA = ("=", "+", "-", "@")
+_ROWS_AT_A_TIME = 10_000
 _CHANGES = {
     "faces": "faces blurred",
     "plates": "number plates blurred",
@@ -58,7 +65,7 @@ def photo_rows(
         names: display names of the provinces by key.
         coarsen_km: side of the squares that coordinates are moved into.
     """
-    rows = ledger.rows(
+    rows = ledger.each(
         "SELECT photos.source, source_id, record, province, path, width, height, changes "
         "FROM photos JOIN sources ON name = source "
         "WHERE state = 'downloaded' AND barred IS NULL ORDER BY rank, query_seq, position"
@@ -93,9 +100,15 @@ def photo_rows(
         }
 
 
-def rejected_rows(ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """Every photo that is not in the table and does not wait, and every entry that is no photo."""
-    rows = ledger.rows(
+def rejected_rows(ledger: Ledger, coarsen_km: float | None = None) -> Iterator[dict[str, Any]]:
+    """Every photo that is not in the table and does not wait, and every entry that is no photo.
+
+    Args:
+        ledger: of the collection.
+        coarsen_km: side of the squares that coordinates are moved into; details that may hold some
+            are left out then.
+    """
+    rows = ledger.each(
         "SELECT photos.source, source_id, coalesce(barred, reason), "
         "CASE WHEN barred IS NULL THEN detail END, province, record "
         "FROM photos JOIN sources ON name = source "
@@ -103,42 +116,51 @@ def rejected_rows(ledger: Ledger) -> Iterator[dict[str, Any]]:
     )
     for source, source_id, reason, detail, province, text in rows:
         record = json.loads(text)
+        lat, lon = record["latitude"], record["longitude"]
+        if coarsen_km is not None:
+            lat, lon = coarsened(lat, lon, coarsen_km)
         yield {
             "source": source,
             "source_id": source_id,
             "reason": reason,
-            "detail": detail,
+            "detail": _without_place(detail, coarsen_km),
             "province": province,
-            "latitude": record["latitude"],
-            "longitude": record["longitude"],
+            "latitude": lat,
+            "longitude": lon,
             "license": record.get("license"),
             "url": record.get("page_url") or record.get("url"),
         }
-    entries = ledger.rows(
+    entries = ledger.each(
         "SELECT source, source_id, reason, detail FROM refused JOIN sources ON name = source "
         "ORDER BY rank, query_seq, position, source_id, reason"
     )
     for source, source_id, reason, detail in entries:
-        yield {"source": source, "source_id": source_id, "reason": reason, "detail": detail}
+        yield {
+            "source": source, "source_id": source_id, "reason": reason,
+            "detail": _without_place(detail, coarsen_km),
+        }  # fmt: skip
 
 
-def as_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
-    """Rows as CSV; what is missing is empty."""
-    out = io.StringIO()
+def _without_place(detail: str | None, coarsen_km: float | None) -> str | None:
+    hidden = coarsen_km is not None and detail and _COORDINATE.search(detail)
+    return "left out (privacy.coarsen_km)" if hidden else detail
+
+
+def write_csv(out: TextIO, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Writes rows as CSV, one by one; what is missing is empty."""
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for row in rows:
         # A carriage return in a title would end the row for some readers.
         writer.writerow({k: _one_line(v) for k, v in row.items()})
-    return out.getvalue().encode("utf-8")
 
 
 def _one_line(value: Any) -> Any:
     return " ".join(value.split()) if isinstance(value, str) else value
 
 
-def as_parquet(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """The photo table as Parquet."""
+def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes the photo table as Parquet, some rows at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -146,11 +168,11 @@ def as_parquet(rows: Iterable[Mapping[str, Any]]) -> bytes:
     kinds |= dict.fromkeys(("latitude", "longitude", "accuracy_km"), pa.float64())
     kinds |= dict.fromkeys(("width", "height"), pa.int32())
     schema = pa.schema([(name, kinds[name]) for name in PHOTO_COLUMNS])
-    listed = list(rows)
-    columns = [pa.array([row[name] for row in listed], kinds[name]) for name in PHOTO_COLUMNS]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink)
-    return bytes(sink.getvalue())
+    waiting = iter(rows)
+    with pq.ParquetWriter(path, schema) as writer:
+        while listed := list(itertools.islice(waiting, _ROWS_AT_A_TIME)):
+            columns = [pa.array([row[k] for row in listed], kinds[k]) for k in PHOTO_COLUMNS]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 def attribution_rows(photos: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -165,24 +187,33 @@ def attribution_rows(photos: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, 
         }
 
 
-def attribution_page(rows: Iterable[Mapping[str, Any]], title: str) -> bytes:
-    """The attribution as a page, to be put beside a published set."""
-    parts = [
+def _as_text(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows with an apostrophe before what a spreadsheet would compute."""
+    for row in rows:
+        yield {
+            k: f"'{v}" if isinstance(v, str) and v.lstrip().startswith(_FORMULA) else v
+            for k, v in row.items()
+        }
+
+
+def attribution_page(rows: Iterable[Mapping[str, Any]], title: str) -> Iterator[str]:
+    """The attribution as a page, part by part, to be put beside a published set."""
+    yield (
         "<!doctype html>\n<html lang=en><meta charset=utf-8>"
         f"<title>{html.escape(title)}</title>\n"
         "<style>body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
         "li{margin:.2em 0}</style>\n"
         f"<h1>{html.escape(title)}</h1>\n<ul>\n"
-    ]
+    )
     for row in rows:
         author = _link(row["author"] or "unknown author", row["author_url"])
         changes = f"; changed: {html.escape(row['changes'])}" if row["changes"] else ""
-        parts.append(
+        yield (
             f"<li>{_link(row['title'], row['url'])} by {author}, "
             f"{_link(row['license'], row['license_url'])}{changes} "
             f"<small>({html.escape(row['id'])})</small></li>\n"
         )
-    return "".join([*parts, "</ul>\n</html>\n"]).encode("utf-8")
+    yield "</ul>\n</html>\n"
 
 
 def _link(text: str, url: str | None) -> str:
@@ -227,6 +258,21 @@ def summary(ledger: Ledger, names: Mapping[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of another once it is whole and on the disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    yield partial
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    with _whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        write_csv(file, rows, columns)
+
+
 def write_all(
     ledger: Ledger,
     out: Path,
@@ -240,17 +286,23 @@ def write_all(
     Returns:
         The summary.
     """
-    photos = list(photo_rows(ledger, names, coarsen_km))
+
+    # Read anew for each file: a collection may be larger than memory.
+    def photos() -> Iterator[dict[str, Any]]:
+        return photo_rows(ledger, names, coarsen_km)
+
     if table == "parquet":
-        write_file(out / "photos.parquet", as_parquet(photos))
+        with _whole(out / "photos.parquet") as partial:
+            write_parquet(partial, photos())
     else:
-        write_file(out / "photos.csv", as_csv(photos, PHOTO_COLUMNS))
+        _write_csv(out / "photos.csv", photos(), PHOTO_COLUMNS)
     # The other format would be of an earlier run, and someone would read it.
     (out / ("photos.csv" if table == "parquet" else "photos.parquet")).unlink(missing_ok=True)
-    write_file(out / "rejected.csv", as_csv(rejected_rows(ledger), REJECTED_COLUMNS))
-    credits = list(attribution_rows(photos))
-    write_file(out / "attribution.csv", as_csv(credits, ATTRIBUTION_COLUMNS))
-    write_file(out / "attribution.html", attribution_page(credits, title))
+    _write_csv(out / "rejected.csv", rejected_rows(ledger, coarsen_km), REJECTED_COLUMNS)
+    credits = _as_text(attribution_rows(photos()))
+    _write_csv(out / "attribution.csv", credits, ATTRIBUTION_COLUMNS)
+    with _whole(out / "attribution.html") as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(attribution_page(attribution_rows(photos()), title))
     numbers = summary(ledger, names)
     text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
     write_file(out / "summary.json", text.encode())

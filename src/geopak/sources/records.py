@@ -133,11 +133,11 @@ class Source(Protocol):
         photo_hosts: hosts that its pictures lie on (``*.staticflickr.com`` allowed); empty: its
             photos are no downloads but files, which :meth:`locate` names.
 
-    A class may also say what ``auto`` stands for in the configuration: ``rate_per_s``, a number of
-    requests to its interface (1); ``quota``, requests a day by kind (none); ``licenses``, keys of
-    :mod:`geopak.sources.licenses` that are kept, ``None`` for any (those that permit photos to be
-    passed on). And ``start_every_run``: whether its first queries can be others in a later run
-    (no); those that are new are then asked.
+    A class may also say which ``kinds`` of requests it has (none), and what ``auto`` stands for in
+    the configuration: ``rate_per_s``, a number of requests to its interface (1); ``quota``, of
+    requests a day by kind (none); ``licenses``, keys of :mod:`geopak.sources.licenses` that are
+    kept, ``None`` for any (those that permit photos to be passed on). And ``start_every_run``:
+    whether its first queries can be others in a later run (no); those that are new are then asked.
     """
 
     name: str

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +20,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from geopak.errors import SourceError
+from geopak.errors import ConfigError, SourceError, nearest_name
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.schema.collecting import CollectConfig
 from geopak.sources import licenses, output
 from geopak.sources.collector import Collector, Wishes
-from geopak.sources.downloads import Downloader, PhotoLimits
+from geopak.sources.downloads import FOLDER, Downloader, PhotoLimits
 from geopak.sources.http import USER_AGENT, HttpClient, Manners
 from geopak.sources.ledger import Ledger
 from geopak.sources.privacy import Privacy
@@ -37,6 +38,8 @@ from geopak.sources.registry import make_source
 log = logging.getLogger(__name__)
 
 LEDGER = "ledger.sqlite"
+# A server that wants to be left alone for longer is taken to have a quota that is used up.
+_LONGEST_WAIT_S = {"wait": 172_800.0, "stop": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,34 @@ class _Setting:
         rate: Any = config.rate_per_s
         if rate == "auto":
             rate = getattr(source, "rate_per_s", 1.0)
-        quota: Any = config.quota
-        if quota == "auto":
-            quota = getattr(source, "quota", {})
+        quota = _quota_of(source, config.quota)
         return cls(
             region, source, outlines, None if chosen is None else tuple(chosen), float(rate),
-            dict(quota),
+            quota,
         )  # fmt: skip
 
     @property
     def names(self) -> dict[str, str]:
         return {province.key: province.name for province in self.region.provinces}
+
+
+def _quota_of(source: Source, given: Mapping[str, int | None] | str) -> dict[str, int | None]:
+    """The source's own limits, with those that are given in their place.
+
+    Raises:
+        ConfigError: a kind of request that the source does not have.
+    """
+    limits: dict[str, int | None] = dict(getattr(source, "quota", {}))
+    if isinstance(given, str):
+        return limits
+    kinds = [*getattr(source, "kinds", ()), *(["download"] if source.photo_hosts else [])]
+    for kind in given:
+        if kind not in kinds:
+            raise ConfigError(
+                f"quota.{kind} is no kind of request of {source.name}."
+                f"{nearest_name(kind, kinds)} Known: {', '.join(kinds) or 'none'}."
+            )
+    return {**limits, **given}
 
 
 def collect(config: CollectConfig) -> Ended:
@@ -102,8 +122,22 @@ def collect(config: CollectConfig) -> Ended:
     setting = _Setting.of(config)
     privacy = Privacy(config.privacy)
     out = Path(config.out).expanduser().absolute()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        _check_apart(config.source or {}, out)
+        out.mkdir(parents=True, exist_ok=True)
+        return _collect_into(out, config, setting, privacy)
+    except (OSError, sqlite3.Error) as error:
+        raise SourceError(
+            f"{out} cannot be read and written as a collection needs it: {error}. What was "
+            "committed stays; the same command goes on when this is mended, or choose another "
+            "out=FOLDER."
+        ) from error
+
+
+def _collect_into(out: Path, config: CollectConfig, setting: _Setting, privacy: Privacy) -> Ended:
     with _alone_in(out), Ledger(out / LEDGER) as ledger:
+        if ledger.meta("region") is None:
+            _check_photos(out)
         _check_region(ledger, setting.region, out)
         title = f"Photos of {setting.region.title}"
         ended = None
@@ -125,13 +159,14 @@ async def _collect(
     quota = DailyQuota(ledger, source.name, setting.quota, config.quota_timezone, config.on_quota)
     common = {
         "retries": config.retries, "timeout_s": config.timeout_s, "backoff_s": config.backoff_s,
-        "outage_s": config.outage_s,
+        "outage_s": config.outage_s, "whole_timeout_s": config.whole_timeout_s,
+        "longest_retry_after_s": _LONGEST_WAIT_S[config.on_quota],
     }  # fmt: skip
     private = config.allow_private_hosts
     wishes = Wishes(
         config.targets_by_province(), setting.licenses, config.min_side_px,
         concurrency=config.concurrency, downloads=config.downloads,
-        pause_s=10 * config.backoff_s,
+        pause_s=10 * config.backoff_s, outage_s=config.outage_s,
     )  # fmt: skip
     allowed = tuple(config.allowed_hosts)
     async with contextlib.AsyncExitStack() as opened:
@@ -162,7 +197,9 @@ async def _collect(
         shown = asyncio.create_task(progress.show())
         with _stopping(collector) as received:
             try:
-                ending = await collector.run(_fingerprint(config), config.retry_failed)
+                ending = await collector.run(
+                    _fingerprint(config), config.retry_failed, _limits(config, source)
+                )
             finally:
                 shown.cancel()
                 await asyncio.gather(shown, return_exceptions=True)
@@ -182,8 +219,9 @@ def dry_run(config: CollectConfig) -> dict[str, Any]:
     kept: dict[str, int] = {}
     path = Path(config.out).expanduser().absolute() / LEDGER
     begun = None
-    if path.is_file():
-        with Ledger(path) as ledger:
+    if path.exists():
+        with Ledger(path, writable=False) as ledger:
+            _check_region(ledger, setting.region, path.parent)
             kept = {k: tally.kept for k, tally in ledger.tallies().items() if k is not None}
             begun = dict(ledger.query_numbers(setting.source.name))
     missing = {
@@ -192,12 +230,39 @@ def dry_run(config: CollectConfig) -> dict[str, Any]:
         if target is not None
     }
     estimate = setting.source.estimate(missing)
+    if setting.source.photo_hosts and "download" not in estimate.requests:
+        estimate = _with_pictures(estimate, config, missing)
     text, numbers = _estimated(estimate, setting, config, missing)
     print(text)
     if begun:
         print(f"The ledger in {config.out} has {begun['done']:,} answered queries, "
               f"{begun['open']:,} are open.")  # fmt: skip
     return numbers
+
+
+def _with_pictures(
+    estimate: Estimate, config: CollectConfig, missing: Mapping[str, int]
+) -> Estimate:
+    """The estimate with the pictures, which the collector fetches, whatever the source."""
+    section = config.source or {}
+    found_per_kept = float(
+        section.get("estimated_paid_per_kept") or section.get("estimated_found_per_kept") or 2
+    )
+    wished = sum(missing.values())
+    unlimited = sum(1 for target in config.targets_by_province().values() if target is None)
+    each = section.get("estimated_in_province") or section.get("estimated_unlimited") or 0
+    most = math.ceil(wished * found_per_kept) + unlimited * int(each)
+    told = f"Pictures: up to {found_per_kept:g} are fetched for one that is kept"
+    if unlimited:
+        told += (
+            f", and up to {each:,} of a province without a target" if each else
+            "; those of provinces without a target, whose number nobody knows, come on top"
+        )  # fmt: skip
+    return dataclasses.replace(
+        estimate,
+        requests={**estimate.requests, "download": (wished, most)},
+        assumptions=(*estimate.assumptions, f"{told}."),
+    )
 
 
 def _estimated(
@@ -253,6 +318,20 @@ def _between(low: int, high: int) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
+def _limits(config: CollectConfig, source: Source) -> dict[str, Any]:
+    """Settings that a photo may be rejected by once it is fetched, by the reason they are for."""
+    return {
+        "forbidden_address": [
+            sorted({*source.photo_hosts, *config.allowed_hosts}), config.allow_private_hosts,
+        ],
+        "too_large": config.max_photo_mb,
+        "too_many_pixels": config.max_pixels,
+        "too_small": config.min_side_px,
+        "faces": config.privacy.faces,
+        "plates": config.privacy.plates,
+    }  # fmt: skip
+
+
 def _fingerprint(config: CollectConfig) -> str:
     """What the first queries depend on: the region and the source's own options."""
     region = config.region.region().to_dict()
@@ -271,11 +350,52 @@ def _check_region(ledger: Ledger, region: Region, out: Path) -> None:
     now = json.dumps([region.name, [province.key for province in region.provinces]])
     then = ledger.meta("region")
     if then is None:
-        ledger.remember("region", now)
+        if ledger.writable:
+            ledger.remember("region", now)
     elif then != now:
         raise SourceError(
             f"{out} holds a collection of {json.loads(then)[0]!r} with the provinces "
             f"{', '.join(json.loads(then)[1])}. Choose another out=FOLDER."
+        )
+
+
+def _check_apart(section: Mapping[str, Any], out: Path) -> None:
+    """Keeps the photos that are read and those that are written apart.
+
+    Raises:
+        SourceError: one folder lies in the other, or photos would be written through a link.
+    """
+    photos = out / FOLDER
+    if photos.is_symlink():
+        raise SourceError(
+            f"{photos} is a link. Photos are only written into a folder of the collection's own: "
+            "choose an out=FOLDER on the disk that they are to lie on."
+        )
+    written = photos.resolve()
+    for key in ("root", "pictures", "dataset"):
+        value = section.get(key)
+        read = Path(str(value)).expanduser() if value else None
+        if read is None or not read.is_dir():
+            continue
+        read = read.resolve()
+        if read == written or read in written.parents or written in read.parents:
+            raise SourceError(
+                f"source.{key}={value} and {photos}, where the collection keeps its photos, are "
+                "one folder or lie in each other. Choose an out=FOLDER apart from it."
+            )
+
+
+def _check_photos(out: Path) -> None:
+    """Looks for photos that are someone else's.
+
+    Raises:
+        SourceError: there are some, and no ledger that knows them.
+    """
+    photos = out / FOLDER
+    if photos.exists() and (not photos.is_dir() or any(photos.iterdir())):
+        raise SourceError(
+            f"{photos} is there already, and {out / LEDGER} knows nothing of what is in it. If the "
+            "ledger was lost, restore it from a copy; else choose another out=FOLDER."
         )
 
 

@@ -471,6 +471,7 @@ class Yfcc100m:
     """
 
     name = "yfcc100m"
+    kinds = ("block",)
     # A request is for a part of many megabytes: time goes into reading it.
     rate_per_s = 5.0
 
