@@ -73,11 +73,10 @@ class _Place:
 def license_of(*texts: str | None) -> str | None:
     """The key of a licence by its address or its name on Commons; the first that tells one."""
     key = rights.license_of(texts)
-    if key is None and any(
-        (text or "").strip().lower().startswith("public domain") for text in texts
-    ):
+    said = [text.strip() for text in texts if text]
+    if key is None and any(text.lower().startswith("public domain") for text in said):
         # Commons has many reasons for it (the author's death, a government's work), and one name.
-        return "pdm"
+        return None if any(rights.forbids_more(text, "pdm") for text in said) else "pdm"
     return key
 
 
