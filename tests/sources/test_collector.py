@@ -487,3 +487,31 @@ def test_coordinates_that_are_none_are_refused(tmp_path: Path, files: Path) -> N
         assert ledger.rows("SELECT count(*) FROM photos") == [(0,)]
         told = ledger.rows("SELECT source_id, reason FROM refused WHERE reason != 'no_coordinate'")
     assert told == [(f"b{k}", "bad_coordinate") for k in range(4)]
+
+
+def test_halves_of_characters_are_stored_as_question_marks(tmp_path: Path, files: Path) -> None:
+    half = "\ud83d"
+    source = MadeUp(files, 2)
+    source.queries, source.tree, source.serves = 1, {0: []}, {0: None}
+    source.holds = {
+        0: [
+            FoundPhoto(f"a{half}", 5.0, 5.0, title=f"cut {half}", author=half, album="كراچی"),
+            FoundPhoto(f"b{half}", 91.0, 5.0),
+        ]
+    }
+    with Ledger(tmp_path / "one.sqlite") as ledger:
+        ledger.begin("made", [Query("q", {"text": half}, "a")])
+        ledger.choose("made", [("a", 1)])
+        [asked] = ledger.unanswered("made")
+        assert asked.query.params == {"text": "?"}
+        refused = (Refused(f"c{half}", "odd", f"detail {half}"),)
+        answer = Answer(tuple(source.holds[0]), (Query("q", {"more": half}),), refused, 1)
+        ledger.answered("made", asked, answer, ["a", None], [None, None])
+        [one, two] = ledger.candidates("made", 9)[:1] * 2
+        assert ledger.photo(one) == FoundPhoto(
+            "a?", 5.0, 5.0, title="cut ?", author="?", album="كراچی"
+        )
+        ledger.rejected(two, "odd", half)
+        ledger.failed(asked, half, final=True)
+        assert ledger.rows("SELECT source_id, detail FROM refused") == [("c?", "detail ?")]
+    asyncio.run(collected(source, tmp_path, WISHES))

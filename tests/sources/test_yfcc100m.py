@@ -240,6 +240,7 @@ def test_pictures_of_each_size(options: dict[str, Any], wanted: str) -> None:
         ({"marker": 1}, "video"),
         ({"marker": 7}, "malformed_line"),
         ({"id": "x1"}, "malformed_line"),
+        ({"id": "1%C2%B2"}, "malformed_line"),
         ({"accuracy": 3}, "accuracy_too_low"),
         ({"secret": "", "download_url": ""}, "no_picture"),
         ({"latitude": "91"}, "bad_coordinate"),
@@ -252,6 +253,14 @@ def test_what_is_refused_is_kept_with_its_reason(fields: dict[str, Any], reason:
     lines.look(as_text([dump_line(1, *place, **fields), dump_line(2, 25.5, 65.25)]))
     assert [refused.reason for refused in lines.found.refused] == [reason]
     assert [photo.source_id for photo in lines.found.photos] == ["6985418913"]
+
+
+@pytest.mark.parametrize("accuracy", ["%C2%B2", "9" * 5000, "1.5", ""])
+def test_an_accuracy_that_is_no_level_is_not_known(accuracy: str) -> None:
+    lines = LineFilter(23, OUTLINES, OPTIONS)
+    lines.look(as_text([dump_line(1, 25.5, 65.25, accuracy=accuracy)]))
+    [photo] = lines.found.photos
+    assert photo.accuracy_km is None
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from geopak.errors import SourceError
-from geopak.sources.records import Answer, FoundPhoto, Query, Refused
+from geopak.sources.records import Answer, FoundPhoto, Query, Refused, storable
 
 FORMAT = 1
 _SCHEMA = """
@@ -253,7 +253,8 @@ class Ledger:
             "AND (excluded.parent_seq, excluded.position) < (parent_seq, position)",
             (
                 (
-                    source, q.identity, q.kind, json.dumps(dict(q.params), ensure_ascii=False),
+                    source, q.identity, q.kind,
+                    storable(json.dumps(dict(q.params), ensure_ascii=False)),
                     q.province, parent_seq, position,
                 )
                 for position, q in enumerate(queries)
@@ -360,8 +361,9 @@ class Ledger:
                 "< (query_seq, position)",
                 (
                     (
-                        source, photo.source_id, _record(photo), photo.license, province,
-                        asked.seq, position, why,
+                        source, storable(photo.source_id), _record(photo),
+                        photo.license and storable(photo.license), province, asked.seq, position,
+                        why,
                     )
                     for position, (photo, province, why) in enumerate(
                         zip(answer.photos, provinces, barred, strict=True)
@@ -381,7 +383,7 @@ class Ledger:
             "position = excluded.position WHERE (excluded.query_seq, excluded.position) "
             "< (query_seq, position)",
             (
-                (source, r.source_id, r.reason, r.detail, seq, position)
+                (source, storable(r.source_id), r.reason, storable(r.detail), seq, position)
                 for position, r in enumerate(refused)
             ),
         )
@@ -390,7 +392,7 @@ class Ledger:
         """Notes that a query got no answer; ``final``: it is not asked again by itself."""
         self._db.execute(
             "UPDATE queries SET tries = tries + 1, error = ?, state = ? WHERE id = ?",
-            (error, "failed" if final else "open", asked.id),
+            (storable(error), "failed" if final else "open", asked.id),
         )
 
     def reopen_failed(self, source: str) -> tuple[int, int]:
@@ -494,7 +496,7 @@ class Ledger:
         self._db.execute(
             "UPDATE photos SET state = 'rejected', reason = ?, detail = ?, tries = tries + 1 "
             "WHERE id = ?",
-            (reason, detail, candidate.id),
+            (reason, storable(detail), candidate.id),
         )
 
     def tallies(self) -> dict[str | None, Tally]:
@@ -606,4 +608,5 @@ class Ledger:
 
 def _record(photo: FoundPhoto) -> str:
     fields = dataclasses.asdict(photo)
-    return json.dumps({k: v for k, v in fields.items() if v not in (None, {})}, ensure_ascii=False)
+    told = {k: v for k, v in fields.items() if v not in (None, {})}
+    return storable(json.dumps(told, ensure_ascii=False))

@@ -66,6 +66,8 @@ LAYOUTS: Mapping[int, tuple[str, ...]] = {
     25: ("line", "id", "hash", *COLUMNS[1:]),
 }
 PHOTO, VIDEO = b"0", b"1"
+# Python counts ² and its like as digits too, and reads no number of thousands of them.
+_WHOLE = re.compile(r"[0-9]{1,20}")
 _USER = re.compile(r"\d+@N\d+")
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _TAKEN = re.compile(r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d:\d\d))?")
@@ -273,7 +275,7 @@ class LineFilter:
         values = {name: _text(part) for name, part in zip(self.columns, parts, strict=True)}
         source_id = values["id"]
         place = f"{values['latitude']}, {values['longitude']}"
-        if not source_id.isdigit():
+        if not _WHOLE.fullmatch(source_id):
             line = b"\t".join(parts)
             self._refuse(self._name(line), "malformed_line", f"no identifier: {_shown(line)}")
         elif not valid:
@@ -285,7 +287,7 @@ class LineFilter:
         elif province < 0:
             self._refuse(source_id, "outside_region", place)
         else:
-            level = int(values["accuracy"]) if values["accuracy"].isdigit() else None
+            level = int(values["accuracy"]) if _WHOLE.fullmatch(values["accuracy"]) else None
             url = self._picture(values)
             if level is not None and level < self.options.min_accuracy:
                 self._refuse(source_id, "accuracy_too_low", f"level {level}")
