@@ -8,7 +8,8 @@ way.
 What is in the ledger in the end does not depend on which of several requests was answered first.
 Queries go in *waves*, chosen when all queries of the wave before have their answers and all photos
 of the waves before that are settled; whatever two queries of a wave both bring belongs to the one
-that was chosen first. :mod:`geopak.sources.collector` says how that serves the targets.
+that was chosen first. Only where a picture is, is as it was told last.
+:mod:`geopak.sources.collector` says how that serves the targets.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ CREATE TABLE requests (
 ) WITHOUT ROWID;
 """
 _START = -1
+# What the newest answer tells of a photo that waits for its download.
+_PICTURE = ("url", "width", "height", "extra")
 
 
 @dataclass(frozen=True)
@@ -371,10 +374,35 @@ class Ledger:
                 ),
             )  # fmt: skip
             new = self._db.total_changes - after_query
+            self._renew_pictures(source, asked.seq, answer.photos, barred)
             self._add_queries(source, asked.seq, answer.more)
             self._add_refused(source, asked.seq, answer.refused)
         assert self._db.total_changes >= before
         return new
+
+    def _renew_pictures(
+        self, source: str, seq: int, photos: Sequence[FoundPhoto], barred: Sequence[str | None]
+    ) -> None:
+        """Of photos that wait and were found before, takes where the picture is from this answer.
+
+        Addresses and names of pictures may be good for a while only, or be of another size now.
+        """
+        for position, (photo, why) in enumerate(zip(photos, barred, strict=True)):
+            row = self._db.execute(
+                "SELECT id, record, barred FROM photos WHERE source = ? AND source_id = ? "
+                "AND state = 'found' AND (query_seq, position) != (?, ?)",
+                (source, storable(photo.source_id), seq, position),
+            ).fetchone()
+            if row is None:
+                continue
+            known = FoundPhoto(**json.loads(row[1]))
+            told = {name: getattr(photo, name) for name in _PICTURE}
+            record = _record(dataclasses.replace(known, **told))
+            is_size = "too_small" in (row[2], why)
+            self._db.execute(
+                "UPDATE photos SET record = ?, barred = ? WHERE id = ?",
+                (record, why if is_size else row[2], row[0]),
+            )
 
     def _add_refused(self, source: str, seq: int, refused: Iterable[Refused]) -> None:
         self._db.executemany(
