@@ -255,6 +255,21 @@ def test_what_is_refused_is_kept_with_its_reason(fields: dict[str, Any], reason:
     assert [photo.source_id for photo in lines.found.photos] == ["6985418913"]
 
 
+@pytest.mark.parametrize("changes", [{"min_accuracy": 9}, {"size": "640"}, {"pictures": None}])
+def test_other_options_read_the_dump_anew(
+    tmp_path: Path, region: Region, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "dump.txt"
+    path.write_bytes(as_text([dump_line(1, 25.5, 65.25)]))
+    options = replace(OPTIONS, files=str(path))
+    asked = [
+        set(collect(Yfcc100m(some, region, OUTLINES)).answers)
+        for some in (options, replace(options, **changes))
+    ]
+    assert len(asked[0]) == len(asked[1]) == 2
+    assert not asked[0] & asked[1]
+
+
 @pytest.mark.parametrize("accuracy", ["%C2%B2", "9" * 5000, "1.5", ""])
 def test_an_accuracy_that_is_no_level_is_not_known(accuracy: str) -> None:
     lines = LineFilter(23, OUTLINES, OPTIONS)

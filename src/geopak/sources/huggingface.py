@@ -571,7 +571,11 @@ class HuggingFaceSource:
 
         try:
             found: str = hf_hub_download(
-                self._options.dataset, name, repo_type="dataset", revision=revision, token=token_of_hub()
+                self._options.dataset,
+                name,
+                repo_type="dataset",
+                revision=revision,
+                token=token_of_hub(),
             )
         except EntryNotFoundError:
             return None

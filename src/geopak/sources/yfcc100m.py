@@ -520,10 +520,17 @@ class Yfcc100m:
         """One query per file, which cuts it into parts."""
         for file in self.files():
             if is_url(file):
-                yield Query("file", {"file": file})
+                yield Query("file", {"file": file, **self._reading})
             else:
                 size, version = _size_and_version(file)
-                yield Query("file", {"file": file, "size": size, "version": version})
+                params = {"file": file, "size": size, "version": version}
+                yield Query("file", {**params, **self._reading})
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """What decides over the photos of a line, in every query."""
+        o = self.options
+        return {"reading": [o.min_accuracy, str(o.size), o.pictures]}
 
     async def ask(self, query: Query, client: Client) -> Answer:
         """Cuts a file into parts, or looks through a part.
@@ -605,7 +612,9 @@ class Yfcc100m:
         width = layout_of(lines)
         if width is None:
             raise SourceError(_no_dump(file, bytes(head), bool(compressed), lines))
-        base = {"file": file, "columns": width, "compressed": bool(compressed)}
+        base: dict[str, Any] = {
+            "file": file, "columns": width, "compressed": bool(compressed), **self._reading,
+        }  # fmt: skip
         if isinstance(source, _RemoteFile):
             size = source.size or len(head)
             return Answer(
