@@ -85,6 +85,7 @@ class PlacesServer(StandIn):
         self.nearby_cap, self.text_cap = nearby_cap, text_cap
         self.tokens_expired = False
         self.names_expired = False
+        self._expired_below = 0
         self._points = np.array([[p.latitude, p.longitude] for p in places], float).reshape(-1, 2)
         self._tokens: dict[str, tuple[dict[str, Any], int]] = {}
         self._numbers = itertools.count()
@@ -100,16 +101,27 @@ class PlacesServer(StandIn):
             return fault(400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key.")
         if request.path.endswith("/media"):
             return self._media(request)
-        if request.method != "POST":
-            return fault(404, "NOT_FOUND", "There is nothing to get.")
         mask = request.headers.get("x-goog-fieldmask")
         if not mask:
             told = "FieldMask is a required parameter. See https://cloud.google.com/apis/docs"
             return fault(400, "INVALID_ARGUMENT", told)
+        if request.method == "GET":
+            return self._details(request.path.removeprefix("/v1/places/"), mask.split(","))
         search = {"/v1/places:searchNearby": self._nearby, "/v1/places:searchText": self._text}
         if request.path not in search:
             return fault(404, "NOT_FOUND", "No such method.")
         return search[request.path](request.json(), mask.split(","))
+
+    def expire_names(self) -> None:
+        """From now on, names of photos that were given until now are refused."""
+        self._expired_below = next(self._numbers)
+
+    def _details(self, place_id: str, mask: list[str]) -> Reply:
+        place = next((place for place in self.places if place.id == place_id), None)
+        if place is None:
+            return fault(404, "NOT_FOUND", "The Place ID is no longer valid.")
+        whole = self._entry(place)
+        return as_json({name: value for name, value in whole.items() if name in mask})
 
     def _nearby(self, body: dict[str, Any], mask: list[str]) -> Reply:
         circle = body["locationRestriction"]["circle"]
@@ -208,7 +220,8 @@ class PlacesServer(StandIn):
         if not any(sides) or any(s and not 1 <= int(s) <= 4800 for s in sides):
             return fault(400, "INVALID_ARGUMENT", "maxWidthPx or maxHeightPx must be 1 to 4800.")
         name = request.path.removeprefix("/v1/").removesuffix("/media")
-        if self.names_expired:
+        serial = name.rpartition("x")[2]
+        if self.names_expired or (serial.isdigit() and int(serial) < self._expired_below):
             return fault(400, "INVALID_ARGUMENT", "The photo resource in the request is invalid.")
         place, number = name.split("/")[1], name.split("/")[3].removeprefix("AUc7t").split("x")[0]
         url = f"{self.url}/pictures/{place}-{number}=s{sides[0]}"

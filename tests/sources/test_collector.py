@@ -552,3 +552,52 @@ def test_coordinates_that_are_none_are_refused(tmp_path: Path, files: Path) -> N
         assert ledger.rows("SELECT count(*) FROM photos") == [(0,)]
         told = ledger.rows("SELECT source_id, reason FROM refused WHERE reason != 'no_coordinate'")
     assert told == [(f"b{k}", "bad_coordinate") for k in range(4)]
+
+
+def test_a_photo_that_waits_is_fetched_where_it_was_told_last(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "one.sqlite") as ledger:
+        ledger.begin("made", [Query("q", {"n": n}, "a") for n in range(3)])
+        ledger.choose("made", [("a", 3)])
+        first, second, third = ledger.unanswered("made")
+        photo = FoundPhoto("x", 5.0, 5.0, url="old", title="first", width=9, extra={"a": 1})
+        newer = FoundPhoto("x", 6.0, 6.0, url="new", title="second", extra={"b": 2})
+        ledger.answered("made", second, Answer((photo,)), ["a"], ["too_small"])
+        ledger.answered("made", third, Answer((newer,)), ["b"], [None])
+        [candidate] = ledger.candidates("made", 9)
+        assert candidate.province == "a"
+        told = FoundPhoto("x", 5.0, 5.0, url="new", title="first", extra={"b": 2})
+        assert ledger.photo(candidate) == told
+        # Of an earlier query all is taken.
+        ledger.answered("made", first, Answer((photo,)), ["a"], [None])
+        assert ledger.photo(candidate) == photo
+        ledger.rejected(candidate, "gone", "")
+        ledger.answered("made", third, Answer((newer,)), ["b"], [None])
+        assert ledger.photo(candidate) == photo
+
+
+def test_halves_of_characters_are_stored_as_question_marks(tmp_path: Path, files: Path) -> None:
+    half = "\ud83d"
+    source = MadeUp(files, 2)
+    source.queries, source.tree, source.serves = 1, {0: []}, {0: None}
+    source.holds = {
+        0: [
+            FoundPhoto(f"a{half}", 5.0, 5.0, title=f"cut {half}", author=half, album="كراچی"),
+            FoundPhoto(f"b{half}", 91.0, 5.0),
+        ]
+    }
+    with Ledger(tmp_path / "one.sqlite") as ledger:
+        ledger.begin("made", [Query("q", {"text": half}, "a")])
+        ledger.choose("made", [("a", 1)])
+        [asked] = ledger.unanswered("made")
+        assert asked.query.params == {"text": "?"}
+        refused = (Refused(f"c{half}", "odd", f"detail {half}"),)
+        answer = Answer(tuple(source.holds[0]), (Query("q", {"more": half}),), refused, 1)
+        ledger.answered("made", asked, answer, ["a", None], [None, None])
+        [one, two] = ledger.candidates("made", 9)[:1] * 2
+        assert ledger.photo(one) == FoundPhoto(
+            "a?", 5.0, 5.0, title="cut ?", author="?", album="كراچی"
+        )
+        ledger.rejected(two, "odd", half)
+        ledger.failed(asked, half, final=True)
+        assert ledger.rows("SELECT source_id, detail FROM refused") == [("c?", "detail ?")]
+    asyncio.run(collected(source, tmp_path, WISHES))

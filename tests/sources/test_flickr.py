@@ -19,6 +19,7 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Province, Region
 from geopak.options import options as read_options
 from geopak.schema.sources.flickr import FlickrOptions
+from geopak.sources.addresses import host_is_listed
 from geopak.sources.flickr import FlickrSource
 from geopak.sources.flickr_levels import accuracy_km
 from geopak.sources.http import UnavailableError
@@ -411,12 +412,79 @@ def test_a_refusal_of_one_query_is_told_with_its_number() -> None:
             collect(source_of(server))
 
 
-@pytest.mark.parametrize("answer", [{"photos": {}, "stat": "ok"}, [1], {"stat": "odd"}])
-def test_an_answer_of_another_form_is_told(answer: Any) -> None:
+ODD = [{"photos": {}, "stat": "ok"}, {"stat": "ok"}, {"stat": "ok", "photos": 1}, [1], {"stat": 1}]
+
+
+@pytest.mark.parametrize("answer", ODD)
+def test_one_odd_answer_is_asked_again(answer: Any) -> None:
     with FlickrServer([GOOD]) as server:
-        server.faults.add(as_json(answer), when=lambda r: "search" in r.query["method"])
-        with pytest.raises(SourceError, match="documented form"):
-            collect(source_of(server))
+        server.faults.add(as_json(answer), when=lambda r: "search" in r.query["method"], times=2)
+        assert only(collect(source_of(server))).source_id == "77"
+        assert len(server.requests) == 4
+
+
+def test_odd_answers_cost_a_query_and_many_in_a_row_end_it() -> None:
+    with FlickrServer([GOOD]) as server:
+        source = source_of(server, attempts=1)
+        searches = collect(source).asked[1:]
+        server.faults.add(as_json({"stat": "ok"}), times=None)
+        for _ in range(19):
+            with pytest.raises(UnavailableError, match="documented form"):
+                collect(source, first=searches)
+        with pytest.raises(SourceError, match="20 times in a row"):
+            collect(source, first=searches)
+
+
+def test_a_server_that_is_no_flickr_is_told_soon() -> None:
+    with FlickrServer([GOOD]) as server:
+        server.faults.add(as_json({"hello": "world"}), times=None)
+        source = source_of(server, attempts=2)
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                collect(source)
+        with pytest.raises(SourceError, match=r"Is source.api right\?"):
+            collect(source)
+
+
+def test_an_odd_answer_that_repeats_the_request_shows_no_key() -> None:
+    echo = {"request": {"pad": "x" * 130, "api_key": KEY, "url": f"https://a/?api_key={KEY}"}}
+    odd = shots(1, BOX)[0]
+    entry = changed(odd, id=None, echo=f"{'x' * 100}{KEY}")
+    with FlickrServer([entry]) as server:
+        source = source_of(server, attempts=1)
+        [refused] = collect(source).refused
+        assert KEY[:8] not in refused.detail
+        for pad in range(50, 200, 11):
+            echo["request"]["pad"] = "x" * pad
+            server.faults.add(as_json(echo), times=None)
+            with pytest.raises((UnavailableError, SourceError)) as told:
+                collect(source)
+            assert KEY[:8] not in str(told.value)
+            server.faults.clear()
+
+
+def test_other_pages_splits_and_sizes_are_asked_for_anew() -> None:
+    with FlickrServer(shots(60, BOX, seed=3), cap=20) as server:
+        first = collect(source_of(server, per_page=10))
+        waiting = [q for q in first.asked if q.kind == "search" and q.params["page"] == 2]
+        # What is gone on with has the pages that it began with, whatever the options are now.
+        other = source_of(server, per_page=20)
+        server.requests.clear()
+        collect(other, first=waiting)
+        assert {r.query["per_page"] for r in server.requests} == {"10"}
+        for changes in (
+            {"per_page": 5}, {"min_tile_km": 5.0}, {"min_window_s": 90}, {"max_side": 640},
+        ):  # fmt: skip
+            again = collect(source_of(server, **changes))
+            assert not {q.identity for q in again.asked} & {q.identity for q in first.asked}
+            assert found_inside(again) == found_inside(first)
+
+
+def test_pictures_that_say_that_a_photo_is_gone_are_on_no_host_of_photos() -> None:
+    hosts = FlickrOptions().photo_hosts
+    assert host_is_listed("live.staticflickr.com", hosts)
+    assert host_is_listed("farm9.staticflickr.com", hosts)
+    assert not host_is_listed("combo.staticflickr.com", hosts)
 
 
 def test_queries_hold_no_key_and_are_the_same_every_time() -> None:

@@ -106,6 +106,17 @@ def test_every_file_is_a_photo_or_refused_with_a_reason(tmp_path):
     assert by_id["mine/a/b/c/née#%20?.png"].extra["position_from"] == "xmp"
 
 
+def test_what_is_no_file_is_not_opened(tmp_path):
+    write_photo(tmp_path / "a.jpg", exif(LAT, LON))
+    os.mkfifo(tmp_path / "b.jpg")
+    os.mkfifo(tmp_path / "c.jpg.json")
+    (tmp_path / "d.jpg").symlink_to(tmp_path / "b.jpg")
+    asked = ask_everything(source_of(tmp_path))
+    assert len(asked.photos) == 1
+    reasons = {r.source_id.rpartition("/")[2]: r.reason for r in asked.refused}
+    assert reasons == {"b.jpg": "not_a_file", "c.jpg.json": "not_a_file", "d.jpg": "link_broken"}
+
+
 def test_hidden_files_if_wished(tmp_path):
     write_photo(tmp_path / ".trip" / ".a.jpg", exif(LAT, LON))
     assert ask_everything(source_of(tmp_path)).ids() == []

@@ -18,6 +18,7 @@ from geopak.geo.region import Province, Region
 from geopak.options import options as read_options
 from geopak.schema.sources.google_places import GooglePlacesOptions
 from geopak.sources.google_places import GooglePlacesSource
+from geopak.sources.http import UnavailableError
 from geopak.sources.records import FoundPhoto, Source
 from tests.sources.places_server import KEY, TYPES, Place, PlacesServer, places
 from tests.sources.searching import Collected, collect, locate
@@ -282,10 +283,29 @@ def test_a_name_that_is_no_longer_known_is_refused_and_others_go_on() -> None:
             assert len(server.requests) == count
 
 
+def test_a_place_with_names_that_expired_is_asked_for_new_ones_once() -> None:
+    with PlacesServer([dataclasses.replace(GOOD, photos=4, changes=())]) as server:
+        source = source_of(server, max_photos_per_place=4)
+        photos = list(collect(source).by_id.values())
+        before = [locate(source, photo) for photo in photos]
+        server.expire_names()
+        server.requests.clear()
+        assert [locate(source, photo) for photo in photos] == before
+        details = [r for r in server.requests if not r.path.endswith("/media")]
+        assert [r.path for r in details] == [f"/v1/places/{GOOD.id}"]
+        assert details[0].request.headers["x-goog-fieldmask"] == "id,photos"
+        # One attempt with the old name, then those with the new ones.
+        assert len(server.requests) == 1 + 1 + len(photos)
+        gone = dataclasses.replace(photos[0], source_id=f"{GOOD.id}/0123456789abcdef")
+        with pytest.raises(RefusedQueryError, match="no longer has photo"):
+            locate(source, gone)
+
+
 def test_media_without_an_address_is_refused() -> None:
     with PlacesServer([GOOD]) as server:
         (photo,) = collect(source_of(server)).by_id.values()
-        server.faults.add(as_json({"name": "x"}), when=lambda r: r.path.endswith("media"))
+        without = as_json({"name": "x"})
+        server.faults.add(without, when=lambda r: r.path.endswith("media"), times=None)
         with pytest.raises(RefusedQueryError, match="no address"):
             locate(source_of(server), photo)
 
@@ -356,11 +376,36 @@ def test_a_query_that_google_refuses_is_told() -> None:
 
 
 @pytest.mark.parametrize("answer", [[], {"places": {"a": 1}}])
-def test_an_answer_of_another_form_is_told(answer: Any) -> None:
+def test_an_answer_of_another_form_costs_its_query_and_many_end_it(answer: Any) -> None:
     with PlacesServer([GOOD]) as server:
-        server.faults.add(as_json(answer))
+        source = source_of(server)
+        server.faults.add(as_json(answer), times=None)
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="documented form"):
+                collect(source, at_once=1)
         with pytest.raises(SourceError, match="documented form"):
-            collect(source_of(server))
+            collect(source, at_once=1)
+
+
+def test_an_odd_answer_that_repeats_the_request_shows_no_key() -> None:
+    with PlacesServer([GOOD]) as server:
+        for pad in range(50, 200, 11):
+            echo = {"pad": "x" * pad, "key": KEY}
+            server.faults.add(as_json({"places": echo}), times=None)
+            with pytest.raises(UnavailableError) as told:
+                collect(source_of(server), at_once=1)
+            assert KEY[:8] not in str(told.value)
+            server.faults.clear()
+            server.faults.add(as_json({"places": [echo]}), times=1)
+            [refused] = collect(source_of(server), at_once=1).refused
+            assert KEY[:8] not in refused.detail
+            server.faults.clear()
+
+
+def test_a_smaller_smallest_circle_asks_anew() -> None:
+    with PlacesServer([GOOD]) as server:
+        first, second = (collect(source_of(server, min_radius_km=r)) for r in (1.0, 0.5))
+        assert not {q.identity for q in first.asked} & {q.identity for q in second.asked}
 
 
 def test_queries_hold_no_key_and_are_the_same_every_time() -> None:

@@ -75,6 +75,21 @@ def test_photos_of_places_are_collected_once_and_kept_with_all_that_is_known(
     assert KEY.encode() not in everything
 
 
+def test_photos_whose_names_expire_before_their_turn_are_not_lost(tmp_path: Path) -> None:
+    with PlacesServer(places(40, BOX, seed=6)) as server:
+        stopped = configured(server, tmp_path, quota="{photo_media: 5}", on_quota="stop")
+        assert collect(stopped).quota_spent
+        server.expire_names()
+        server.requests.clear()
+        assert not collect(configured(server, tmp_path, quota="{photo_media: 1000}")).quota_spent
+        asked = [r.path for r in server.requests if r.path.count("/") == 3]
+    assert len(asked) == len(set(asked)) > 3
+    kept = rows_of(tmp_path / "photos.csv")
+    rejected = rows_of(tmp_path / "rejected.csv")
+    assert len(kept) > 10
+    assert "refused" not in {row["reason"] for row in rejected}
+
+
 def test_terms_that_are_not_accepted_end_the_collection_before_it_begins(tmp_path: Path) -> None:
     with PlacesServer(places(20, BOX)) as server:
         with pytest.raises(SourceError, match="accept_terms"):

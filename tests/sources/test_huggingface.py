@@ -30,6 +30,7 @@ from geopak.sources.publishing import parquet_schema
 
 from .asking import Asked, ask_everything, located
 from .hub_server import Hub, running
+from .stand_in import Reply, StandIn
 
 KARACHI, LAHORE, DELHI = (24.8607, 67.0011), (31.5497, 74.3436), (28.6139, 77.209)
 
@@ -254,6 +255,58 @@ def test_a_row_cannot_name_files_outside_the_data_set(tmp_path, path):
         located(source, photo)
 
 
+def card_naming(place: str, key: str = "data_files") -> str:
+    """The head of a card whose configuration reads files at a place."""
+    files = place if key == "data_dir" else [{"split": "train", "path": place}]
+    inner = {key: files, "config_name": "default"}
+    return f"---\nconfigs:\n- {json.dumps(inner)}\n---\n"
+
+
+@pytest.mark.parametrize("key", ["data_files", "data_dir"])
+@pytest.mark.parametrize("kind", ["absolute", "above", "address", "chained", "home"])
+def test_a_card_cannot_name_files_outside_the_data_set(tmp_path, kind, key):
+    private = write_parquet(tmp_path / "other" / "private.parquet", rows_of(1))
+    folder = tmp_path / "set"
+    write_parquet(folder / "data" / "train.parquet", rows_of(1))
+    with StandIn(lambda _: Reply(private.read_bytes())) as server:
+        place = {
+            "absolute": str(private),
+            "above": "data/../../other/*.parquet",
+            "address": f"{server.url}/private.parquet",
+            "chained": f"zip://private.parquet::{server.url}/a.zip",
+            "home": "~/private.parquet",
+        }[kind]
+        (folder / "README.md").write_text(card_naming(place, key))
+        with pytest.raises(SourceError, match="names a file that is not its own"):
+            ask_everything(source_of(folder))
+        (folder / "README.md").unlink()
+        yaml = card_naming(place, key).replace("---\n", "")
+        (folder / ".huggingface.yaml").write_text(yaml)
+        with pytest.raises(SourceError, match="names a file that is not its own"):
+            ask_everything(source_of(folder))
+        assert not server.requests
+
+
+def test_a_link_out_of_the_data_set_is_not_followed(tmp_path):
+    private = write_parquet(tmp_path / "other" / "private.parquet", rows_of(1))
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.parquet").symlink_to(private)
+    with pytest.raises(SourceError, match="names a file that is not its own"):
+        ask_everything(source_of(folder))
+    # The hub's own cache is made of links.
+    cached = tmp_path / "datasets--me--set" / "snapshots" / "0123"
+    (cached / "data").mkdir(parents=True)
+    blob = write_parquet(cached.parent.parent / "blobs" / "abc", rows_of(1))
+    (cached / "data" / "train.parquet").symlink_to(blob)
+    assert len(ask_everything(source_of(cached)).photos) == 1
+
+
+def test_files_that_a_card_names_in_the_data_set(parquet_set):
+    (parquet_set / "README.md").write_text(card_naming("data/train-*.parquet"))
+    assert len(ask_everything(source_of(parquet_set)).photos) == 17
+
+
 def test_a_row_may_name_a_file_of_the_data_set(tmp_path):
     folder = tmp_path / "set"
     row = rows_of(1)[0] | {"image": {"bytes": None, "path": "pictures/a.jpg"}}
@@ -458,7 +511,7 @@ def with_hub(url: str, token: str | None, tmp_path: Path, *jobs: dict[str, Any])
         capture_output=True, text=True, env=environment, timeout=120,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert not token or token not in ran.stdout + ran.stderr
+    assert not token or token.strip() not in ran.stdout + ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
 
 
@@ -518,3 +571,35 @@ def test_sets_by_name_over_a_socket(parquet_set, tmp_path):
     assert any(name.endswith("metadata.parquet") for name in published[1])
     assert sorted(got[7]["pictures"].values()) == sorted(hashes(range(5), "x").values())
     assert "no token is in HF_TOKEN" in refused["error"]
+
+
+def test_sets_and_tokens_that_the_hub_is_not_given(parquet_set, tmp_path):
+    """A card that names other files, a token with a line break, a hub that breaks off."""
+    hub = Hub(token="hf_secretsecret")
+    with StandIn(lambda _: Reply()) as private:
+        (parquet_set / "README.md").write_text(card_naming(f"{private.url}/x.parquet"))
+        hub.add("evil/set", parquet_set)
+        (parquet_set / "README.md").unlink()
+        hub.add("me/good", parquet_set)
+        table = tmp_path / "table.csv"
+        (tmp_path / "a.jpg").write_bytes(picture(1))
+        table.write_text("id,path,latitude,longitude,license\n1,a.jpg,24.5,67.1,cc0\n")
+        given = [f"root={tmp_path}", f"table={table}", f"to={tmp_path / 'to'}", "push=true"]
+        read = {"do": "read"}
+
+        def answer(request):
+            broken = request.path == "/api/repos/create" and b"nowhere" in request.body
+            return Reply(cut_after=0) if broken else hub.answer(request)
+
+        with StandIn(answer) as server:
+            evil, good, nowhere, pushed = with_hub(
+                server.url, "hf_secretsecret\n", tmp_path,
+                read | {"dataset": "evil/set"}, read | {"dataset": "me/good"},
+                {"do": "publish", "overrides": [*given, "repo=me/nowhere"]},
+                {"do": "publish", "overrides": [*given, "repo=me/new"]},
+            )  # fmt: skip
+        assert "names a file that is not its own" in evil["error"]
+        assert not private.requests
+    assert len(good["pictures"]) == 20
+    assert "The hub did not take me/nowhere" in nowhere["error"]
+    assert pushed["url"]

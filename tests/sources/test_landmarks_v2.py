@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from geopak.geo.region import Region
 from geopak.options import examine
 from geopak.schema.sources.landmarks_v2 import LandmarksV2Options
 from geopak.sources import landmark_tables, landmarks_v2
+from geopak.sources.http import UnavailableError
 from geopak.sources.landmark_tables import Attributions, Images, file_name_of, title_of
 from geopak.sources.landmarks_v2 import LandmarksV2, captured_at, license_of, plain_text
 from geopak.sources.records import FoundPhoto
@@ -341,8 +343,30 @@ def test_a_lag_is_waited_out_and_requests_go_one_by_one(
         assert {r.query["maxlag"] for r in server.requests} == {"5"}
         data.wiki.lag = 99
         again = LandmarksV2(data.options(server, lag_attempts=2), region, OUTLINES)
-        with pytest.raises(SourceError, match=r"too busy 3 times \(maxlag\)"):
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match=r"too busy 3 times \(maxlag\)"):
+                collect(again, server, **AGENT)
+        # Nothing else is to be had: the queries wait for another day.
+        with pytest.raises(SourceError, match=r"too busy 3 times \(maxlag\).* Start again later"):
             collect(again, server, **AGENT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"thumbnail_px": 330}, {"accuracy_km": 7.0}, {"least_accuracy_km": 3.0}, {"wikidata": False}],
+)
+def test_other_options_ask_anew(data: Set, region: Region, changes: dict[str, Any]) -> None:
+    data.add(1, "Category:A", 2, coordinates=[point(25, 61)])
+    data.write()
+    with WikimediaServer(data.wiki) as server:
+        asked = [
+            set(collect(LandmarksV2(data.options(server, **more), region, OUTLINES), server,
+                        **AGENT).answers)
+            for more in ({}, changes)
+        ]  # fmt: skip
+    both = {json.loads(identity)[0] for identity in asked[0] & asked[1]}
+    assert both == {"images"}
+    assert {json.loads(identity)[0] for identity in asked[0]} >= {"labels", "photos", "files"}
 
 
 def test_an_address_to_write_to_is_asked_for_before_any_request(data: Set, region: Region) -> None:

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from geopak.cli import compose
-from geopak.errors import ConfigError, SourceError
+from geopak.errors import ConfigError, GeopakError, SourceError
 from geopak.options import options, plain
 from geopak.schema.publishing import PublishConfig
 from geopak.schema.sources.huggingface import HuggingFaceOptions
@@ -325,6 +325,25 @@ def test_nothing_goes_to_the_hub_without_a_token(root):
     with pytest.raises(SourceError, match="HF_TOKEN"):
         publish(config_of(root, "push=true", "repo=me/photos"))
     assert not (root.parent / "published").exists()
+
+
+def test_places_that_cannot_be_written_or_read(root):
+    with pytest.raises(SourceError, match=r"to=/dev/null/x"):
+        publish(config_of(root, "to=/dev/null/x"))
+    (root / "broken.parquet").write_bytes(b"PAR1 of nothing")
+    with pytest.raises(GeopakError, match=r"broken\.parquet"):
+        publish(config_of(root, f"table={root / 'broken.parquet'}"))
+    (root / "folder.csv").mkdir()
+    with pytest.raises(GeopakError, match=r"folder\.csv"):
+        publish(config_of(root, f"table={root / 'folder.csv'}"))
+
+
+@pytest.mark.parametrize("token", ["hf_é", "hf_a\nhf_b"])
+def test_a_token_that_can_be_none_is_not_shown(root, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(SourceError, match="HF_TOKEN holds signs") as caught:
+        publish(config_of(root, "push=true", "repo=me/new"))
+    assert token not in str(caught.value)
 
 
 def test_the_command(root, monkeypatch):

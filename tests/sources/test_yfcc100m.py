@@ -240,6 +240,7 @@ def test_pictures_of_each_size(options: dict[str, Any], wanted: str) -> None:
         ({"marker": 1}, "video"),
         ({"marker": 7}, "malformed_line"),
         ({"id": "x1"}, "malformed_line"),
+        ({"id": "1%C2%B2"}, "malformed_line"),
         ({"accuracy": 3}, "accuracy_too_low"),
         ({"secret": "", "download_url": ""}, "no_picture"),
         ({"latitude": "91"}, "bad_coordinate"),
@@ -252,6 +253,29 @@ def test_what_is_refused_is_kept_with_its_reason(fields: dict[str, Any], reason:
     lines.look(as_text([dump_line(1, *place, **fields), dump_line(2, 25.5, 65.25)]))
     assert [refused.reason for refused in lines.found.refused] == [reason]
     assert [photo.source_id for photo in lines.found.photos] == ["6985418913"]
+
+
+@pytest.mark.parametrize("changes", [{"min_accuracy": 9}, {"size": "640"}, {"pictures": None}])
+def test_other_options_read_the_dump_anew(
+    tmp_path: Path, region: Region, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "dump.txt"
+    path.write_bytes(as_text([dump_line(1, 25.5, 65.25)]))
+    options = replace(OPTIONS, files=str(path))
+    asked = [
+        set(collect(Yfcc100m(some, region, OUTLINES)).answers)
+        for some in (options, replace(options, **changes))
+    ]
+    assert len(asked[0]) == len(asked[1]) == 2
+    assert not asked[0] & asked[1]
+
+
+@pytest.mark.parametrize("accuracy", ["%C2%B2", "9" * 5000, "1.5", ""])
+def test_an_accuracy_that_is_no_level_is_not_known(accuracy: str) -> None:
+    lines = LineFilter(23, OUTLINES, OPTIONS)
+    lines.look(as_text([dump_line(1, 25.5, 65.25, accuracy=accuracy)]))
+    [photo] = lines.found.photos
+    assert photo.accuracy_km is None
 
 
 @pytest.mark.parametrize(

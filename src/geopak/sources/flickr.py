@@ -21,12 +21,13 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from geopak.errors import RefusedQueryError, SourceError
 from geopak.schema.sources.flickr import FlickrOptions, moment
+from geopak.sources.answers import Patience, shown
 from geopak.sources.flickr_levels import accuracy_km
 from geopak.sources.licenses import base_key, from_url
 from geopak.sources.records import Answer, Estimate, FoundPhoto, Query, Refused
@@ -80,6 +81,7 @@ _EXTRAS = ",".join(
         *(f"url_{size}" for size in SIZES),
     )
 )
+T = TypeVar("T")
 _UNAVAILABLE = {10, 105, 106, 201}
 # Faults that every other query would have too: of the key, its rights, the method, the format.
 _HOPELESS = {95, 96, 97, 98, 99, 100, 111, 112}
@@ -108,6 +110,7 @@ class FlickrSource:
         self.api_hosts: tuple[str, ...] = (urlsplit(options.api).hostname or "",)
         self.photo_hosts = options.photo_hosts
         self.licenses = options.licenses
+        self._patience = Patience()
         self._polygons = {
             province.key: polygon
             for province, polygon in zip(region.provinces, outlines.polygons, strict=True)
@@ -128,8 +131,19 @@ class FlickrSource:
                 "uploaded": [o.uploaded_from, o.uploaded_until],
                 "taken": [o.taken_from, o.taken_until],
                 "provinces": list(self._polygons),
+                **self._paging(),
             },
         )
+
+    def _paging(self) -> dict[str, Any]:
+        """Which photos a page has and which of their sizes, and when an area is split."""
+        o = self.options
+        return {
+            "per_page": o.per_page,
+            "cap": o.result_cap,
+            "smallest": [o.min_tile_km, o.min_window_s],
+            "max_side": o.max_side,
+        }
 
     async def ask(self, query: Query, client: Client) -> Answer:
         """See :meth:`geopak.sources.records.Source.ask`.
@@ -198,11 +212,11 @@ class FlickrSource:
         return int(moment("uploaded_until", text, last=True).timestamp())
 
     async def _ask_licenses(self, query: Query, client: Client) -> Answer:
-        told = await self._call(client, {"method": "flickr.photos.licenses.getInfo"}, query)
-        try:
-            listed = {str(x["id"]): str(x.get("url") or "") for x in told["licenses"]["license"]}
-        except (KeyError, TypeError) as error:
-            raise _malformed("flickr.photos.licenses.getInfo", error) from None
+        def read(told: Any) -> dict[str, str]:
+            return {str(x["id"]): str(x.get("url") or "") for x in told["licenses"]["license"]}
+
+        method = {"method": "flickr.photos.licenses.getInfo"}
+        listed = await self._call(client, method, query, read)
         codes = {code: LICENSE_CODES.get(code, from_url(url)) for code, url in listed.items()}
         asked = [code for code in codes if self._is_wanted(codes[code])]
         if not asked:
@@ -217,6 +231,7 @@ class FlickrSource:
             "uploaded": [self._since(), self._until()],
             "taken": [self.options.taken_from, self.options.taken_until],
             "page": 1,
+            **self._paging(),
         }
         if self.options.licenses is not None:
             params["licenses"] = sorted(asked, key=int)
@@ -236,14 +251,13 @@ class FlickrSource:
         return wanted is None or (base_key(key) if key else "unknown") in wanted
 
     async def _ask_photos(self, query: Query, client: Client) -> Answer:
-        params, cap, per_page = query.params, self.options.result_cap, self.options.per_page
-        page = int(params["page"])
-        told = await self._call(client, self._search(query), query)
-        try:
-            total = int(told["photos"]["total"])
-            entries = list(told["photos"]["photo"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise _malformed("flickr.photos.search", error) from None
+        def read(told: Any) -> tuple[int, list[Any]]:
+            return int(told["photos"]["total"]), list(told["photos"]["photo"])
+
+        # Of the query, not of the options: its pages are those that it began with.
+        params = query.params
+        cap, per_page, page = int(params["cap"]), int(params["per_page"]), int(params["page"])
+        total, entries = await self._call(client, self._search(query), query, read)
         beyond: list[Refused] = []
         capped = bool(params.get("capped"))
         if total > cap and not capped:
@@ -253,7 +267,7 @@ class FlickrSource:
                 return Answer(more=smaller)
             capped = True
             beyond = [_beyond(query, total, cap)]
-        photos, refused = self._read(entries, params.get("codes") or {})
+        photos, refused = self._read(entries, params.get("codes") or {}, params["max_side"])
         more: tuple[Query, ...] = ()
         if page * per_page < min(total, cap):
             following = {**params, "page": page + 1, **({"capped": True} if capped else {})}
@@ -275,7 +289,7 @@ class FlickrSource:
             "safe_search": 1,
             "sort": "date-posted-asc",
             "extras": _EXTRAS,
-            "per_page": self.options.per_page,
+            "per_page": params["per_page"],
             "page": params["page"],
         }
         if "licenses" in params:
@@ -295,11 +309,12 @@ class FlickrSource:
         tile = Tile.of(query.params["tile"])
         changes: list[dict[str, Any]] = []
         assert query.province is not None
-        if tile.side_km / 2 >= self.options.min_tile_km:
+        least_km, least_s = query.params["smallest"]
+        if tile.side_km / 2 >= least_km:
             smaller = parts(tile, self._polygons[query.province])
             changes = [{"tile": part.edges} for part in smaller]
         begin, end = query.params["uploaded"]
-        if not changes and end - begin + 1 >= 2 * self.options.min_window_s:
+        if not changes and end - begin + 1 >= 2 * least_s:
             middle = (begin + end) // 2
             changes = [{"uploaded": [begin, middle]}, {"uploaded": [middle + 1, end]}]
         return tuple(
@@ -308,19 +323,21 @@ class FlickrSource:
         )
 
     def _read(
-        self, entries: Iterable[Any], newer: Mapping[str, str]
+        self, entries: Iterable[Any], newer: Mapping[str, str], max_side: int | None
     ) -> tuple[tuple[FoundPhoto, ...], tuple[Refused, ...]]:
         photos: dict[str, FoundPhoto] = {}
         refused = []
         for entry in entries:
-            read = self._read_entry(entry, newer)
+            read = self._read_entry(entry, newer, max_side)
             if isinstance(read, Refused):
                 refused.append(read)
             else:
                 photos.setdefault(read.source_id, read)
         return tuple(photos.values()), tuple(refused)
 
-    def _read_entry(self, entry: Any, newer: Mapping[str, str]) -> FoundPhoto | Refused:
+    def _read_entry(
+        self, entry: Any, newer: Mapping[str, str], max_side: int | None
+    ) -> FoundPhoto | Refused:
         if not isinstance(entry, Mapping) or not entry.get("id"):
             return Refused("without id", "malformed", _shown(entry))
         photo_id = str(entry["id"])
@@ -331,7 +348,7 @@ class FlickrSource:
         # Level 0 at 0, 0 is how a photo without a location is given.
         if place is None or level == 0:
             where = f"latitude {entry.get('latitude')!r}, longitude {entry.get('longitude')!r}"
-            return Refused(photo_id, "no_coordinate", f"{where}, accuracy {level}")
+            return Refused(photo_id, "no_coordinate", _shown(f"{where}, accuracy {level}"))
         if level is not None and level < self.options.min_accuracy:
             return Refused(photo_id, "accuracy_too_low", f"level {level}")
         owner = str(entry.get("owner") or "")
@@ -340,7 +357,7 @@ class FlickrSource:
         offered = _sizes(entry)
         if not offered:
             return Refused(photo_id, "no_picture", "the owner offers no size")
-        url, width, height = _best(offered, self.options.max_side)
+        url, width, height = _best(offered, max_side)
         code = str(entry.get("license", ""))
         return FoundPhoto(
             source_id=photo_id,
@@ -359,9 +376,19 @@ class FlickrSource:
         )
 
     async def _call(
-        self, client: Client, params: Mapping[str, Any], query: Query
-    ) -> Mapping[str, Any]:
+        self,
+        client: Client,
+        params: Mapping[str, Any],
+        query: Query,
+        read: Callable[[Any], T],
+    ) -> T:
         """A call of the interface; repeated while that says that it is not available.
+
+        Args:
+            client: to ask by.
+            params: of the call.
+            query: that it is for.
+            read: takes what is wanted out of a good answer; what it stumbles over is none.
 
         Raises:
             SourceError: any other fault; a RefusedQueryError where other queries may do.
@@ -370,7 +397,7 @@ class FlickrSource:
         from geopak.sources.http import UnavailableError
 
         key = _key()
-        fault = ""
+        fault = odd = ""
         for attempt in range(self.options.attempts):
             if attempt:
                 # As after a 503: longer each time, and never all at once.
@@ -382,12 +409,20 @@ class FlickrSource:
                 kind="search",
                 secrets={"api_key": key},
             )
+            odd = f"Flickr's answer to {params['method']} is not in the documented form"
+            fault = f"{odd} ({_shown(told)})"
             if not isinstance(told, Mapping) or told.get("stat") not in ("ok", "fail"):
-                raise _malformed(str(params["method"]), _shown(told))
+                continue
             if told["stat"] == "ok":
-                return told
+                try:
+                    answer = read(told)
+                except (AttributeError, KeyError, TypeError, ValueError):
+                    continue
+                self._patience.good()
+                return answer
+            odd = ""
             code = _whole(told.get("code"))
-            message = str(told.get("message") or "").replace(key, "***")
+            message = shown(str(told.get("message") or ""), KEY_VARIABLE)
             fault = f"Flickr answers {code} {message!r} to {params['method']}"
             if code == 100:
                 raise SourceError(
@@ -397,6 +432,8 @@ class FlickrSource:
             if code not in _UNAVAILABLE and "not currently available" not in message:
                 refusal = SourceError if code in _HOPELESS else RefusedQueryError
                 raise refusal(f"{fault} ({_shown(dict(query.params))}).")
+        if odd:
+            raise self._patience.odd(f"{fault}. Is source.api right?")
         raise UnavailableError(f"{fault}, {self.options.attempts} times.")
 
 
@@ -422,14 +459,8 @@ def _beyond(query: Query, total: int, cap: int) -> Refused:
     )
 
 
-def _malformed(method: str, what: object) -> SourceError:
-    return SourceError(
-        f"Flickr's answer to {method} is not in the documented form ({what}). Is source.api right?"
-    )
-
-
 def _shown(value: object) -> str:
-    return repr(value)[:200]
+    return shown(value, KEY_VARIABLE)
 
 
 def _whole(value: object) -> int | None:

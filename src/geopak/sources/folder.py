@@ -264,6 +264,9 @@ class FolderSource:
                 return Problem("link_to_folder", "that folder is read under its own name")
             if not os.path.isfile(entry.path):
                 return Problem("link_broken", "a link to nothing")
+        elif not (entry.is_file() or entry.is_dir()):
+            # Reading from a pipe or device may never end.
+            return Problem("not_a_file", "a pipe, socket or device")
         return self._skipped(entry.name)
 
     def _skipped(self, name: str) -> Problem | None:

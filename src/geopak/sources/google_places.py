@@ -11,11 +11,14 @@ circle that is as small as it may be is asked for each half of the types. What i
 is kept, as it is paid for.
 
 Names of photos change with every answer, so a photo is known by its place, its author, its size
-and, where those are the same, its turn among them.
+and, where those are the same, its turn among them. They are good for a while only: where one is
+refused, the place is asked for its photos once more (``places/{id}``, with the photos alone in the
+mask).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import os
@@ -27,6 +30,7 @@ from urllib.parse import quote, urlsplit
 
 from geopak.errors import RefusedQueryError, SourceError
 from geopak.schema.sources.google_places import GooglePlacesOptions
+from geopak.sources.answers import Patience, shown
 from geopak.sources.records import Answer, Estimate, FoundPhoto, Query, Refused
 from geopak.sources.tiles import Tile, cover, parts
 
@@ -62,12 +66,17 @@ class GooglePlacesSource:
     kinds = ("nearby_search", "text_search", "photo_media")
     rate_per_s = 5.0
     licenses = (LICENSE,)
+    kinds = ("nearby_search", "text_search", "photo_media", "place_details")
 
     def __init__(self, options: GooglePlacesOptions, region: Region, outlines: Outlines) -> None:
         self.options = options
         self.api_hosts: tuple[str, ...] = (urlsplit(options.api).hostname or "",)
         self.photo_hosts = options.photo_hosts
         self.quota = dict(options.daily_requests)
+        self._patience = Patience()
+        # Names by place and suffix, of places whose former names were refused.
+        self._renewed: dict[str, Mapping[str, str]] = {}
+        self._renewing = asyncio.Lock()
         self._polygons = {
             province.key: polygon
             for province, polygon in zip(region.provinces, outlines.polygons, strict=True)
@@ -76,7 +85,8 @@ class GooglePlacesSource:
     def start(self) -> Iterable[Query]:
         """Circles that cover each province, and the same areas for each text."""
         o = self.options
-        common = {"language": o.language, "photos": o.max_photos_per_place}
+        common = {"language": o.language, "photos": o.max_photos_per_place,
+                  "min_radius_km": o.min_radius_km}  # fmt: skip
         for province, polygon in self._polygons.items():
             tiles = cover(polygon, o.start_radius_km)
             if "nearby" in o.searches:
@@ -98,7 +108,7 @@ class GooglePlacesSource:
         if query.kind == "text":
             return await self._ask_text(query, client)
         told = await self._search(client, "nearby", _nearby(query, self.options.result_cap))
-        places = _places_of(told, "places:searchNearby")
+        places = self._places_of(told, "places:searchNearby")
         photos, refused = self._read(places, int(query.params["photos"]))
         more: tuple[Query, ...] = ()
         if len(places) >= self.options.result_cap:
@@ -111,9 +121,39 @@ class GooglePlacesSource:
         """Where a photo's picture is at the moment; costs a request.
 
         Raises:
-            RefusedQueryError: its name is no longer known, or has another form.
+            RefusedQueryError: its name has another form, or its place no longer has it.
         """
-        name = str(photo.extra.get("name"))
+        place, _, suffix = photo.source_id.rpartition("/")
+        if place in self._renewed:
+            return await self._media(photo, self._renewed[place].get(suffix), client)
+        try:
+            return await self._media(photo, str(photo.extra.get("name")), client)
+        except RefusedQueryError:
+            if not _NAME.fullmatch(str(photo.extra.get("name"))):
+                raise
+        # One at a time: photos of a place are often asked for together.
+        async with self._renewing:
+            if place not in self._renewed:
+                self._renewed[place] = await self._names(place, client)
+        return await self._media(photo, self._renewed[place].get(suffix), client)
+
+    async def _names(self, place: str, client: Client) -> dict[str, str]:
+        """The names that a place's photos have now, by what tells them apart."""
+        told = await self._call(
+            lambda key: client.get_json(
+                f"{self.options.api.rstrip('/')}/v1/places/{quote(place, safe='')}",
+                kind="place_details",
+                headers={"X-Goog-FieldMask": "id,photos"},
+                secret_headers={"X-Goog-Api-Key": key},
+            )
+        )
+        photos = told.get("photos") if isinstance(told, Mapping) else None
+        named = [photo for photo in photos or () if _is_named(photo)]
+        return {suffix: str(photo["name"]) for photo, suffix in _told_apart(named)}
+
+    async def _media(self, photo: FoundPhoto, name: str | None, client: Client) -> str:
+        if name is None:
+            raise RefusedQueryError(f"Its place no longer has photo {photo.source_id}.")
         if not _NAME.fullmatch(name):
             raise RefusedQueryError(f"Photo {photo.source_id} has the odd name {name[:80]!r}.")
         side = self.options.max_side
@@ -202,7 +242,7 @@ class GooglePlacesSource:
             first = {k: v for k, v in params.items() if k != "token"}
             afresh = {**first, "page": 1, "again": again + 1}
             return Answer(more=(Query("text", afresh, query.province),))
-        places = _places_of(told, "places:searchText")
+        places = self._places_of(told, "places:searchText")
         photos, refused = self._read(places, int(params["photos"]))
         more: tuple[Query, ...] = ()
         token = told.get("nextPageToken")
@@ -220,7 +260,7 @@ class GooglePlacesSource:
         assert query.province is not None
         tile = Tile.of(query.params["tile"])
         changes: list[dict[str, Any]] = []
-        if tile.radius_km / 2 >= self.options.min_radius_km:
+        if tile.radius_km / 2 >= float(query.params["min_radius_km"]):
             smaller = parts(tile, self._polygons[query.province])
             changes = [{"tile": part.edges} for part in smaller]
         types = query.params.get("types", ())
@@ -232,19 +272,30 @@ class GooglePlacesSource:
             rest["page"] = 1
         return tuple(Query(query.kind, {**rest, **change}, query.province) for change in changes)
 
+    def _places_of(self, told: Any, method: str) -> Sequence[Any]:
+        # An answer without places lacks the field.
+        places = told.get("places", []) if isinstance(told, Mapping) else None
+        if not isinstance(places, list):
+            raise self._patience.odd(
+                f"Google's answer to {method} is not in the documented form "
+                f"({shown(told, KEY_VARIABLE)}). Is source.api right?"
+            )
+        self._patience.good()
+        return places
+
     def _read(self, places: Iterable[Any], most: int) -> tuple[list[FoundPhoto], list[Refused]]:
         photos: list[FoundPhoto] = []
         refused: list[Refused] = []
         for place in places:
             if not isinstance(place, Mapping) or not place.get("id"):
-                refused.append(Refused("without id", "malformed", repr(place)[:200]))
+                refused.append(Refused("without id", "malformed", shown(place, KEY_VARIABLE)))
                 continue
             place_id = str(place["id"])
             where: Any = place.get("location")
             try:
                 latitude, longitude = float(where["latitude"]), float(where["longitude"])
             except (KeyError, TypeError, ValueError):
-                refused.append(Refused(place_id, "no_coordinate", repr(where)[:200]))
+                refused.append(Refused(place_id, "no_coordinate", shown(where, KEY_VARIABLE)))
                 continue
             named = [photo for photo in place.get("photos") or () if _is_named(photo)]
             if not named:
@@ -369,17 +420,6 @@ def _text(query: Query) -> dict[str, Any]:
     return body
 
 
-def _places_of(told: Any, method: str) -> Sequence[Any]:
-    # An answer without places lacks the field.
-    places = told.get("places", []) if isinstance(told, Mapping) else None
-    if not isinstance(places, list):
-        raise SourceError(
-            f"Google's answer to {method} is not in the documented form ({repr(told)[:200]}). Is "
-            "source.api right?"
-        )
-    return places
-
-
 def _beyond(query: Query, count: int) -> Refused:
     south, west, north, east = Tile.of(query.params["tile"]).box_deg
     what = query.params.get("text") or ",".join(query.params.get("types", ())) or "any type"
@@ -387,7 +427,7 @@ def _beyond(query: Query, count: int) -> Refused:
         f"{what} in {south:.6f},{west:.6f},{north:.6f},{east:.6f}",
         "beyond_cap",
         f"an answer of {count} places, which is the most; how many more there are is not told. "
-        "Lower source.min_radius_km",
+        "Lower source.min_radius_km, which asks for all areas anew",
     )
 
 

@@ -446,9 +446,17 @@ class HuggingFaceSource:
         A row may name any file of this machine and any address; neither is opened.
         """
         if self._root is None:
-            return path.startswith(f"hf://datasets/{self._options.dataset}@{revision}/")
+            own = f"hf://datasets/{self._options.dataset}@{revision}/"
+            return path.startswith(own) and _is_inner(path.removeprefix(own))
+        if "://" in path:
+            return False
+        folders = [self._root]
+        snapshots, _ = os.path.split(self._root)
+        if os.path.basename(snapshots) == "snapshots":
+            # In the hub's cache a data set's files are links into a folder next to it.
+            folders.append(os.path.join(os.path.dirname(snapshots), "blobs"))
         real = os.path.realpath(path)
-        return "://" not in path and real.startswith(self._root.rstrip(os.sep) + os.sep)
+        return any(real.startswith(folder.rstrip(os.sep) + os.sep) for folder in folders)
 
     def _inside(self, latitudes: Sequence[Any], longitudes: Sequence[Any]) -> Sequence[bool]:
         if self._outlines is None:
@@ -472,7 +480,7 @@ class HuggingFaceSource:
             return str(revision)
         from huggingface_hub import HfApi
 
-        info = HfApi(token=_token()).dataset_info(
+        info = HfApi(token=token_of_hub()).dataset_info(
             self._options.dataset, revision=None if revision is None else str(revision)
         )
         return str(info.sha)
@@ -512,7 +520,9 @@ class HuggingFaceSource:
                 "to read them. Put them back, or collect them into another out=FOLDER."
             )
         datasets = require_datasets()
-        chosen: dict[str, Any] = {"token": _token()}
+        if self._patterns is None:
+            self._check_card(revision)
+        chosen: dict[str, Any] = {"token": token_of_hub()}
         if self._root is None:
             path, chosen["revision"] = self._options.dataset, revision
         elif self._patterns is not None:
@@ -521,6 +531,9 @@ class HuggingFaceSource:
             path = self._root
         builder = datasets.load_dataset_builder(path, self._options.config, **chosen)
         there = {str(split): list(files) for split, files in builder.config.data_files.items()}
+        for path in (path for files in there.values() for path in map(str, files)):
+            if self._patterns is None and not self._is_own(path, revision):
+                raise self._foreign(path)
         for split in self._options.splits or ():
             if split not in there:
                 raise SourceError(
@@ -530,6 +543,50 @@ class HuggingFaceSource:
         wished = self._options.splits or list(there)
         is_parquet = builder.name == "parquet"
         return _Opened(builder, revision, {s: there[s] for s in wished}, is_parquet)
+
+    def _check_card(self, revision: str) -> None:
+        """Looks at the files that a card names before ``datasets`` opens any of them.
+
+        A card may name every file of this machine and every address that can be reached from it.
+
+        Raises:
+            SourceError: one is not in the data set.
+        """
+        for name, read in (("README.md", _card_data), (".huggingface.yaml", _yaml)):
+            path = self._card_file(name, revision)
+            told = read(path) if path is not None else None
+            configs = told.get("configs") if isinstance(told, Mapping) else None
+            for config in configs if isinstance(configs, list) else ():
+                if isinstance(config, Mapping):
+                    for place in _texts([config.get("data_files"), config.get("data_dir")]):
+                        if not _is_inner(place):
+                            raise self._foreign(place)
+
+    def _card_file(self, name: str, revision: str) -> str | None:
+        if self._root is not None:
+            path = os.path.join(self._root, name)
+            return path if os.path.isfile(path) else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            found: str = hf_hub_download(
+                self._options.dataset,
+                name,
+                repo_type="dataset",
+                revision=revision,
+                token=token_of_hub(),
+            )
+        except EntryNotFoundError:
+            return None
+        return found
+
+    def _foreign(self, path: str) -> SourceError:
+        return SourceError(
+            f"The data set {self._label} names a file that is not its own ({path[:200]!r}); it is "
+            "not opened, as it may be private. Take only data sets that hold their files "
+            "themselves."
+        )
 
     def _streams(self, opened: _Opened) -> Mapping[str, Any]:
         streams = opened.builder.as_streaming_dataset()
@@ -570,7 +627,7 @@ class HuggingFaceSource:
             return
         from huggingface_hub import HfFileSystem
 
-        with HfFileSystem(token=_token()).open(path, "rb") as stream:
+        with HfFileSystem(token=token_of_hub()).open(path, "rb") as stream:
             yield stream
 
     def _translating(self, work: Callable[[Any], Any], what: Any) -> Any:
@@ -602,7 +659,7 @@ class HuggingFaceSource:
         if kinds & {"GatedRepoError", "RepositoryNotFoundError", "DatasetNotFoundError"} or (
             status in (401, 403)
         ):
-            has = "the token may not see it" if _token() else f"no token is in {TOKEN}"
+            has = "the token may not see it" if token_of_hub() else f"no token is in {TOKEN}"
             return SourceError(
                 f"The hub does not show {name}: there is none of that name, or it is private or "
                 f"gated ({has}). Look at its page, accept its terms there, and put a token "
@@ -693,8 +750,52 @@ class _Pictures:
                 shutil.rmtree(self._folder / name, ignore_errors=True)
 
 
-def _token() -> str | None:
-    return os.environ.get(TOKEN) or None
+def token_of_hub() -> str | None:
+    """The token of the hub from the environment; ``None``: there is none.
+
+    Raises:
+        SourceError: it can be none; does not show it.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        raise SourceError(
+            f"{TOKEN} holds signs that no token has (spaces, line breaks or letters with accents). "
+            "Copy it anew from https://huggingface.co/settings/tokens."
+        )
+    return token or None
+
+
+def _card_data(path: str) -> Any:
+    """The head of a card, as ``datasets`` reads it."""
+    from huggingface_hub import DatasetCard
+
+    return DatasetCard.load(path, ignore_metadata_errors=True).data.to_dict()
+
+
+def _yaml(path: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _is_inner(path: str) -> bool:
+    """Whether a path or pattern stays in the folder that it is relative to."""
+    parts = re.split(r"[/\\]", path)
+    return not (
+        "://" in path
+        or "::" in path
+        or path.startswith(("/", "\\", "~"))
+        or re.match(r"[A-Za-z]:", path)
+        or ".." in parts
+    )
 
 
 def _local(given: str) -> tuple[str | None, list[str] | None]:

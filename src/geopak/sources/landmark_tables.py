@@ -9,6 +9,7 @@ title) is kept as numbers of authors and licences, 16 bytes a row.
 from __future__ import annotations
 
 import csv
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def read_labels(path: Path) -> Iterator[tuple[int, str | None, str]]:
             if not row:
                 continue
             title = title_of(row[1]) if len(row) > 1 else ""
-            if row[0].strip().isdigit() and title.startswith("Category:"):
+            if re.fullmatch(r"\s*[0-9]{1,18}\s*", row[0]) and title.startswith("Category:"):
                 yield rows.line_num, row[0].strip(), title
             else:
                 yield rows.line_num, None, ",".join(row)[:100]

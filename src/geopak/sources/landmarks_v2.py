@@ -37,6 +37,7 @@ import numpy as np
 from geopak.errors import RefusedQueryError, SourceError
 from geopak.schema.sources.landmarks_v2 import LandmarksV2Options
 from geopak.sources import rights
+from geopak.sources.answers import Patience
 from geopak.sources.client import Client
 from geopak.sources.landmark_tables import (
     Attributions,
@@ -73,11 +74,10 @@ class _Place:
 def license_of(*texts: str | None) -> str | None:
     """The key of a licence by its address or its name on Commons; the first that tells one."""
     key = rights.license_of(texts)
-    if key is None and any(
-        (text or "").strip().lower().startswith("public domain") for text in texts
-    ):
+    said = [text.strip() for text in texts if text]
+    if key is None and any(text.lower().startswith("public domain") for text in said):
         # Commons has many reasons for it (the author's death, a government's work), and one name.
-        return "pdm"
+        return None if any(rights.forbids_more(text, "pdm") for text in said) else "pdm"
     return key
 
 
@@ -143,6 +143,7 @@ class LandmarksV2:
         if options.pictures is not None:
             self.photo_hosts = ()
         self._in_series = asyncio.Lock()
+        self._patience = Patience()
         self._reading = asyncio.Lock()
         self._images: Images | None = None
         self._attributions: Attributions | None = None
@@ -173,8 +174,18 @@ class LandmarksV2:
                 "set's tar files were extracted in, with folders 0 to f; null downloads from "
                 "Commons."
             )
-        yield Query("labels", {"table": self._labels.name, "version": fingerprint(self._labels)})
+        labels = {"table": self._labels.name, "version": fingerprint(self._labels)}
+        yield self._query("labels", labels)
         yield Query("images", {"table": images.name, "version": fingerprint(images)})
+
+    def _query(self, kind: str, params: Mapping[str, Any], province: str | None = None) -> Query:
+        """A query, with what decides over its answer and those that follow from it."""
+        o = self.options
+        reading = [
+            o.least_accuracy_km, o.accuracy_km, o.wikidata, o.ask_files,
+            o.thumbnail_px, o.pictures is not None,
+        ]  # fmt: skip
+        return Query(kind, {**params, "reading": reading}, province)
 
     async def ask(self, query: Query, client: Client) -> Answer:
         """Does one of the steps.
@@ -244,7 +255,9 @@ class LandmarksV2:
                 refused.append(Refused(f"{self._labels.name} line {line}", "no_category", title))
             else:
                 known[landmark] = title
-        more = tuple(Query("coordinates", {"landmarks": g}) for g in self._groups(known.items()))
+        more = tuple(
+            self._query("coordinates", {"landmarks": g}) for g in self._groups(known.items())
+        )
         return Answer(more=more, refused=tuple(refused), seen=seen)
 
     def _groups(self, landmarks: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
@@ -306,7 +319,7 @@ class LandmarksV2:
                 refused.append(Refused(f"landmark {landmark}", "no_coordinate", title))
         more, outside = self._photo_queries(places)
         if items:
-            more.append(Query("items", {"items": items}))
+            more.append(self._query("items", {"items": items}))
         return Answer(more=tuple(more), refused=(*refused, *outside), seen=len(landmarks))
 
     def _place_of_page(self, page: Mapping[str, Any]) -> _Place | None:
@@ -339,7 +352,7 @@ class LandmarksV2:
             values = [place.latitude, place.longitude, place.accuracy_km]
             found.setdefault(province, {})[landmark] = values
         queries = [
-            Query("photos", {"landmarks": landmarks}, self.region.provinces[province].key)
+            self._query("photos", {"landmarks": landmarks}, self.region.provinces[province].key)
             for province, landmarks in sorted(found.items())
         ]
         refused = []
@@ -378,7 +391,7 @@ class LandmarksV2:
                     refused.append(Refused(f"landmark {landmark}", "no_coordinate", item))
         more, outside = self._photo_queries(places)
         if topics:
-            more.append(Query("items", {"items": topics, "topics": True}))
+            more.append(self._query("items", {"items": topics, "topics": True}))
         return Answer(more=tuple(more), refused=(*refused, *outside), seen=len(items))
 
     def _place_of_claim(self, value: Any) -> _Place | None:
@@ -402,7 +415,7 @@ class LandmarksV2:
             rows += [(row, place) for row in found]
         if self.options.ask_files:
             more = tuple(
-                Query("files", {"files": group}, self._province_key(group[0][3:5]))
+                self._query("files", {"files": group}, self._province_key(group[0][3:5]))
                 for group in self._file_groups(rows)
             )
             return Answer(more=more, refused=tuple(refused), seen=seen)
@@ -566,6 +579,7 @@ class LandmarksV2:
         Raises:
             RefusedQueryError: Wikimedia says that something is wrong with the request.
             SourceError: there is no address to write to, or it lags all the time.
+            UnavailableError: it lags for so long that the query must wait.
         """
         options = self.options
         if not options.contact:
@@ -584,6 +598,7 @@ class LandmarksV2:
                     raise RefusedQueryError(f"{urlsplit(api).netloc} sent no object for {kind}.")
                 error = answer.get("error")
                 if not error:
+                    self._patience.good()
                     return answer
                 code = str(error.get("code"))
                 if code not in _BUSY:
@@ -594,7 +609,7 @@ class LandmarksV2:
                 if attempt < options.lag_attempts:
                     # The place in the series is kept: the others would be refused as well.
                     await asyncio.sleep(min(max(_number(error.get("lag")), _PAUSE_S), 60.0))
-        raise SourceError(
+        raise self._patience.odd(
             f"{urlsplit(api).netloc} was too busy {options.lag_attempts + 1} times ({code}). Start "
             "again later: what was answered is kept."
         )

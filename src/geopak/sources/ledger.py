@@ -8,7 +8,8 @@ way.
 What is in the ledger in the end does not depend on which of several requests was answered first.
 Queries go in *waves*, chosen when all queries of the wave before have their answers and all photos
 of the waves before that are settled; whatever two queries of a wave both bring belongs to the one
-that was chosen first. :mod:`geopak.sources.collector` says how that serves the targets.
+that was chosen first. Only where a picture is, is as it was told last.
+:mod:`geopak.sources.collector` says how that serves the targets.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from urllib.parse import quote
 
 from geopak.errors import SourceError
-from geopak.sources.records import Answer, FoundPhoto, Query, Refused
+from geopak.sources.records import Answer, FoundPhoto, Query, Refused, storable
 
 FORMAT = 1
 _SCHEMA = """
@@ -96,6 +97,8 @@ CREATE TABLE requests (
 ) WITHOUT ROWID;
 """
 _START = -1
+# What the newest answer tells of a photo that waits for its download.
+_PICTURE = ("url", "width", "height", "extra")
 
 
 @dataclass(frozen=True)
@@ -282,7 +285,8 @@ class Ledger:
             "AND (excluded.parent_seq, excluded.position) < (parent_seq, position)",
             (
                 (
-                    source, q.identity, q.kind, json.dumps(dict(q.params), ensure_ascii=False),
+                    source, q.identity, q.kind,
+                    storable(json.dumps(dict(q.params), ensure_ascii=False)),
                     q.province, parent_seq, position,
                 )
                 for position, q in enumerate(queries)
@@ -389,8 +393,9 @@ class Ledger:
                 "< (query_seq, position)",
                 (
                     (
-                        source, photo.source_id, _record(photo), photo.license, province,
-                        asked.seq, position, why,
+                        source, storable(photo.source_id), _record(photo),
+                        photo.license and storable(photo.license), province, asked.seq, position,
+                        why,
                     )
                     for position, (photo, province, why) in enumerate(
                         zip(answer.photos, provinces, barred, strict=True)
@@ -398,10 +403,35 @@ class Ledger:
                 ),
             )  # fmt: skip
             new = self._db.total_changes - after_query
+            self._renew_pictures(source, asked.seq, answer.photos, barred)
             self._add_queries(source, asked.seq, answer.more)
             self._add_refused(source, asked.seq, answer.refused)
         assert self._db.total_changes >= before
         return new
+
+    def _renew_pictures(
+        self, source: str, seq: int, photos: Sequence[FoundPhoto], barred: Sequence[str | None]
+    ) -> None:
+        """Of photos that wait and were found before, takes where the picture is from this answer.
+
+        Addresses and names of pictures may be good for a while only, or be of another size now.
+        """
+        for position, (photo, why) in enumerate(zip(photos, barred, strict=True)):
+            row = self._db.execute(
+                "SELECT id, record, barred FROM photos WHERE source = ? AND source_id = ? "
+                "AND state = 'found' AND (query_seq, position) != (?, ?)",
+                (source, storable(photo.source_id), seq, position),
+            ).fetchone()
+            if row is None:
+                continue
+            known = FoundPhoto(**json.loads(row[1]))
+            told = {name: getattr(photo, name) for name in _PICTURE}
+            record = _record(dataclasses.replace(known, **told))
+            is_size = "too_small" in (row[2], why)
+            self._db.execute(
+                "UPDATE photos SET record = ?, barred = ? WHERE id = ?",
+                (record, why if is_size else row[2], row[0]),
+            )
 
     def _add_refused(self, source: str, seq: int, refused: Iterable[Refused]) -> None:
         self._db.executemany(
@@ -410,7 +440,7 @@ class Ledger:
             "position = excluded.position WHERE (excluded.query_seq, excluded.position) "
             "< (query_seq, position)",
             (
-                (source, r.source_id, r.reason, r.detail, seq, position)
+                (source, storable(r.source_id), r.reason, storable(r.detail), seq, position)
                 for position, r in enumerate(refused)
             ),
         )
@@ -419,7 +449,7 @@ class Ledger:
         """Notes that a query got no answer; ``final``: it is not asked again by itself."""
         self._db.execute(
             "UPDATE queries SET tries = tries + 1, error = ?, state = ? WHERE id = ?",
-            (error, "failed" if final else "open", asked.id),
+            (storable(error), "failed" if final else "open", asked.id),
         )
 
     def reopen_failed(self, source: str) -> tuple[int, int]:
@@ -582,7 +612,7 @@ class Ledger:
         self._db.execute(
             "UPDATE photos SET state = 'rejected', reason = ?, detail = ?, tries = tries + 1 "
             "WHERE id = ?",
-            (reason, detail, candidate.id),
+            (reason, storable(detail), candidate.id),
         )
 
     def tallies(self) -> dict[str | None, Tally]:
@@ -698,4 +728,5 @@ class Ledger:
 
 def _record(photo: FoundPhoto) -> str:
     fields = dataclasses.asdict(photo)
-    return json.dumps({k: v for k, v in fields.items() if v not in (None, {})}, ensure_ascii=False)
+    told = {k: v for k, v in fields.items() if v not in (None, {})}
+    return storable(json.dumps(told, ensure_ascii=False))

@@ -36,6 +36,11 @@ class License:
     commercial: bool = True
     derivatives: bool = True
 
+    @property
+    def has_versions(self) -> bool:
+        """Whether there are several texts of it, one per version."""
+        return self.version is not None
+
 
 def _cc(part: str) -> License:
     return License(
@@ -103,7 +108,10 @@ def from_url(url: str | None) -> str | None:
     if not url:
         return None
     text = url.strip()
-    parts = urlsplit(text if "//" in text else f"//{text}")
+    try:
+        parts = urlsplit(text if "//" in text else f"//{text}")
+    except ValueError:
+        return None
     host = (parts.hostname or "").removeprefix("www.")
     path = parts.path.lower()
     if host == "creativecommons.org":
@@ -137,7 +145,7 @@ def name_of(key: str | None) -> str:
     if license is None or key is None:
         return "unknown licence" if key is None else key
     version = key.removeprefix(license.key).removeprefix("-")
-    return f"{license.name} {version}" if version else license.name
+    return f"{license.name} {version}" if version and license.has_versions else license.name
 
 
 def allowed(key: str | None, chosen: Iterable[str] | None) -> bool:

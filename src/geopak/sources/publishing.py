@@ -34,7 +34,7 @@ from geopak.data.photo_paths import ResolvedPaths
 from geopak.errors import ConfigError, SourceError, nearest_name
 from geopak.schema.publishing import PublishConfig
 from geopak.sources import licenses
-from geopak.sources.huggingface import TOKEN, require_datasets
+from geopak.sources.huggingface import TOKEN, require_datasets, token_of_hub
 from geopak.sources.publishing_card import Contents, card
 from geopak.sources.rights import license_of
 
@@ -97,7 +97,20 @@ def publish(config: PublishConfig) -> dict[str, Any]:
         GeopakError: a table, photo, folder or name that cannot be used; names it and the remedy.
     """
     require_datasets()
-    if config.push and not os.environ.get(TOKEN):
+    try:
+        return _published(config)
+    except (OSError, pa.ArrowException) as error:
+        where = getattr(error, "filename", None)
+        told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise SourceError(
+            f"{'A file' if where is None else where} cannot be read or written ({told}). Look at "
+            f"root={config.root}, table={config.table} and to={config.to}; {config.to} is written "
+            "as a whole or not at all."
+        ) from None
+
+
+def _published(config: PublishConfig) -> dict[str, Any]:
+    if config.push and token_of_hub() is None:
         raise SourceError(
             f"push=true needs a token of the hub in the environment variable {TOKEN}: make one "
             "that may write at https://huggingface.co/settings/tokens."
@@ -396,12 +409,11 @@ def _push(to: Path, config: PublishConfig) -> str:
         SourceError: the hub refuses; never with the token in it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    token = os.environ[TOKEN]
     assert config.repo is not None
     try:
-        api = HfApi(token=token)
+        api = HfApi(token=token_of_hub())
         url = api.create_repo(
             config.repo, repo_type="dataset", private=config.private, exist_ok=True
         )
@@ -416,12 +428,16 @@ def _push(to: Path, config: PublishConfig) -> str:
         raise SourceError(
             "push=true, but HF_HUB_OFFLINE forbids it. Unset HF_HUB_OFFLINE."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        # Of the hub's client, or of what it sends by, which it has changed before.
+        packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if not isinstance(error, OSError) and not packages & {"huggingface_hub", "httpx", "httpx2"}:
+            raise
         status = getattr(getattr(error, "response", None), "status_code", None)
         kind = f"status {status}" if status else type(error).__name__
         raise SourceError(
-            f"The hub did not take {config.repo} ({kind}). {to} is complete: look whether the "
-            f"token in {TOKEN} may write there, and give the command again."
+            f"The hub did not take {config.repo} ({kind}). {to} is complete: look whether the hub "
+            f"can be reached and the token in {TOKEN} may write there, and give the command again."
         ) from None
     return str(url)
 

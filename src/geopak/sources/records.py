@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from geopak.sources.client import Client
 
 
+def storable(text: str) -> str:
+    """A text as it can be stored and written to a file: halves of characters become ``?``.
+
+    JSON and cut-off titles may hold such halves (lone surrogates), which UTF-8 has no form for.
+    """
+    return text.encode(errors="replace").decode()
+
+
 @dataclass(frozen=True)
 class Query:
     """One question to a source.
@@ -35,7 +43,8 @@ class Query:
     @property
     def identity(self) -> str:
         """The query as canonical JSON."""
-        return json.dumps([self.kind, dict(self.params)], sort_keys=True, ensure_ascii=False)
+        told = json.dumps([self.kind, dict(self.params)], sort_keys=True, ensure_ascii=False)
+        return storable(told)
 
 
 @dataclass(frozen=True)

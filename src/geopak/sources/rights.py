@@ -1,4 +1,9 @@
-"""Which licence a text means that somebody wrote into a photo or a table."""
+"""Which licence a text means that somebody wrote into a photo or a table.
+
+People write licences in many ways, and a condition that is overlooked would permit what the author
+forbids. So a text is taken for a licence only if no word of it forbids more than that licence does;
+otherwise its licence is not known.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +13,95 @@ from collections.abc import Iterable
 from geopak.sources import licenses
 
 _URL = re.compile(r"(?:https?://)?(?:www\.)?creativecommons\.org/[^\s<>\"')\]]+", re.IGNORECASE)
-# CC BY-SA 4.0, cc-by-nc-2.0, Creative Commons Attribution-ShareAlike 3.0
+_GAP = r"[\W_]*"
+_CONDITIONS = {
+    "nc": rf"non{_GAP}commercial|nc",
+    "sa": rf"share{_GAP}alike|sa",
+    "nd": rf"no{_GAP}deriv(?:ative)?s?(?:{_GAP}works?)?|nd",
+}
+# CC BY-SA 4.0, cc_by_nc, Creative Commons Attribution / Share Alike: in any order, between any
+# signs.
 _NAME = re.compile(
-    r"\b(?:cc|creative\s*commons)[\s_:-]*"
-    r"(?P<by>by|attribution)"
-    r"(?P<nc>[\s_-]*(?:nc|non-?commercial))?"
-    r"(?:[\s_-]*(?:(?P<sa>sa|share-?alike)|(?P<nd>nd|no-?deriv(?:ative)?s?)))?"
-    r"(?![a-z])(?:[\s_-]*(?P<version>\d\.\d))?",
-    re.IGNORECASE,
+    rf"(?<![a-z])(?:cc|creative{_GAP}commons){_GAP}(?:by|attribution)"
+    rf"(?P<conditions>(?:{_GAP}(?:{'|'.join(_CONDITIONS.values())}))*)(?![a-z])"
+)
+_WORDS = r"licen[cs]ed?|public|version|ver|v|international|unported|generic"
+_VERSION = re.compile(
+    rf"(?:[\W_]|{_WORDS})*?(?P<version>1\.0|2\.[015]|3\.0|4\.0)(?!\d)"
+    rf"|{_GAP}v?{_GAP}(?P<whole>[1-4])(?![\d.]*\d|[a-z])"
 )
 _PUBLIC = (
-    (re.compile(r"\bcc[\s_-]?(?:0|zero)\b", re.IGNORECASE), "cc0"),
-    (re.compile(r"\bpublic\s+domain\s+mark\b|^pdm$", re.IGNORECASE), "pdm"),
-    (re.compile(r"\ball\s+rights\s+reserved\b", re.IGNORECASE), "all-rights-reserved"),
+    (re.compile(r"(?<![a-z])cc[\s_-]?(?:0|zero)(?![a-z])"), "cc0"),
+    (re.compile(r"\bpublic\s+domain\s+mark\b|^pdm(?![a-z])"), "pdm"),
 )
+_RESERVED = re.compile(rf"all{_GAP}rights{_GAP}reserved")
+# What forbids more than a name without that condition says, wherever it stands.
+_FORBIDS = {
+    "nc": re.compile(
+        rf"non{_GAP}comm|(?<![a-z])nc(?![a-z])|(?<![a-z])no(?:{_GAP}\w+){{0,2}}?{_GAP}commerc"
+    ),
+    "nd": re.compile(rf"no{_GAP}deriv|(?<![a-z])nd(?![a-z])|(?<![a-z])no{_GAP}modif|unmodified"),
+    "sa": re.compile(rf"share{_GAP}alike|(?<![a-z])sa(?![a-z])"),
+    # Of no licence of Creative Commons.
+    "more": re.compile(
+        rf"{_RESERVED.pattern}|not{_GAP}licen|unlicen|(?<![a-z])(?:not|except|excluding)(?![a-z])"
+        r"|permission|prohibit|forbid|(?:personal|private|educational|editorial|research)\W+use"
+    ),
+}
 
 
 def license_of(texts: str | Iterable[str | None] | None) -> str | None:
     """The key of the licence that texts name: by address, by key or in words.
 
     Args:
-        texts: one or several; what names a licence by its address goes before what says it in
-            words.
+        texts: one or several of the same photo; what names a licence by its address goes before
+            what says it in words.
 
     Returns:
-        Such as ``cc-by-2.0``; ``None``: no licence of the list is named.
+        Such as ``cc-by-2.0``; ``None``: no licence of the list is named, or one of the texts
+        forbids more than it.
     """
     given = [texts] if isinstance(texts, str) or texts is None else list(texts)
-    known = [text.strip() for text in given if text and text.strip()]
-    for text in known:
+    known = [text.strip().lower() for text in given if text and text.strip()]
+    key = _named(known)
+    return None if key is None or any(forbids_more(text, key) for text in known) else key
+
+
+def _named(texts: Iterable[str]) -> str | None:
+    texts = list(texts)
+    for text in texts:
         for url in [text, *_URL.findall(text)]:
             if key := licenses.from_url(url):
                 return key
-    for text in known:
-        key = text.lower().replace("_", "-")
-        if licenses.find(key) is not None:
-            return key
-        if found := _in_words(text):
-            return found
-    return None
+    return next((key for text in texts if (key := _in_words(text))), None)
 
 
 def _in_words(text: str) -> str | None:
+    license = licenses.find(text.replace("_", "-"))
+    if license is not None and not license.has_versions:
+        return license.key
     if found := _NAME.search(text):
-        parts = ["cc-by", *(part for part in ("nc", "sa", "nd") if found[part])]
-        return "-".join([*parts, *([found["version"]] if found["version"] else [])])
-    return next((key for pattern, key in _PUBLIC if pattern.search(text)), None)
+        said = [name for name, word in _CONDITIONS.items() if re.search(word, found["conditions"])]
+        key = "-".join(["cc-by", *said])
+        if key not in licenses.LICENSES:
+            return None
+        version = _VERSION.match(text, found.end())
+        if version is None:
+            return key
+        return f"{key}-{version['version'] or version['whole'] + '.0'}"
+    for pattern, key in _PUBLIC:
+        if pattern.search(text):
+            return key
+    return "all-rights-reserved" if _RESERVED.search(text) else None
+
+
+def forbids_more(text: str, key: str) -> bool:
+    """Whether any word of a text forbids what a licence permits."""
+    text, license = text.lower(), licenses.find(key)
+    if license is None or not license.redistribution:
+        return False
+    conditions = key.split("-")
+    return any(
+        name not in conditions and words.search(text) is not None
+        for name, words in _FORBIDS.items()
+    )

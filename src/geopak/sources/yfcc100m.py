@@ -66,6 +66,8 @@ LAYOUTS: Mapping[int, tuple[str, ...]] = {
     25: ("line", "id", "hash", *COLUMNS[1:]),
 }
 PHOTO, VIDEO = b"0", b"1"
+# Python counts ² and its like as digits too, and reads no number of thousands of them.
+_WHOLE = re.compile(r"[0-9]{1,20}")
 _USER = re.compile(r"\d+@N\d+")
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _TAKEN = re.compile(r"(\d{4}-\d\d-\d\d)(?:[ T](\d\d:\d\d:\d\d))?")
@@ -273,7 +275,7 @@ class LineFilter:
         values = {name: _text(part) for name, part in zip(self.columns, parts, strict=True)}
         source_id = values["id"]
         place = f"{values['latitude']}, {values['longitude']}"
-        if not source_id.isdigit():
+        if not _WHOLE.fullmatch(source_id):
             line = b"\t".join(parts)
             self._refuse(self._name(line), "malformed_line", f"no identifier: {_shown(line)}")
         elif not valid:
@@ -285,7 +287,7 @@ class LineFilter:
         elif province < 0:
             self._refuse(source_id, "outside_region", place)
         else:
-            level = int(values["accuracy"]) if values["accuracy"].isdigit() else None
+            level = int(values["accuracy"]) if _WHOLE.fullmatch(values["accuracy"]) else None
             url = self._picture(values)
             if level is not None and level < self.options.min_accuracy:
                 self._refuse(source_id, "accuracy_too_low", f"level {level}")
@@ -519,10 +521,17 @@ class Yfcc100m:
         """One query per file, which cuts it into parts."""
         for file in self.files():
             if is_url(file):
-                yield Query("file", {"file": file})
+                yield Query("file", {"file": file, **self._reading})
             else:
                 size, version = _size_and_version(file)
-                yield Query("file", {"file": file, "size": size, "version": version})
+                params = {"file": file, "size": size, "version": version}
+                yield Query("file", {**params, **self._reading})
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """What decides over the photos of a line, in every query."""
+        o = self.options
+        return {"reading": [o.min_accuracy, str(o.size), o.pictures]}
 
     async def ask(self, query: Query, client: Client) -> Answer:
         """Cuts a file into parts, or looks through a part.
@@ -604,7 +613,9 @@ class Yfcc100m:
         width = layout_of(lines)
         if width is None:
             raise SourceError(_no_dump(file, bytes(head), bool(compressed), lines))
-        base = {"file": file, "columns": width, "compressed": bool(compressed)}
+        base: dict[str, Any] = {
+            "file": file, "columns": width, "compressed": bool(compressed), **self._reading,
+        }  # fmt: skip
         if isinstance(source, _RemoteFile):
             size = source.size or len(head)
             return Answer(

@@ -56,7 +56,12 @@ class FlickrOptions:
 
     name: Literal["flickr"] = "flickr"
     api: str = "https://api.flickr.com/services/rest/"
-    photo_hosts: tuple[str, ...] = ("*.staticflickr.com",)
+    # Not all of staticflickr.com: photos that are gone redirect to a picture that says so, on
+    # combo.staticflickr.com, which is no photo of the place.
+    photo_hosts: tuple[str, ...] = (
+        "live.staticflickr.com",
+        *(f"farm{k}.staticflickr.com" for k in (*range(1, 11), 66)),
+    )
     licenses: tuple[FlickrLicense, ...] | None = (
         "cc0",
         "pdm",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from geopak.errors import ConfigError
 from geopak.options import Count, Natural, NotNegative, Positive, Range
 
-Sku = Literal["nearby_search", "text_search", "photo_media"]
+Sku = Literal["nearby_search", "text_search", "photo_media", "place_details"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,12 @@ class GooglePlacesOptions:
     max_side: Annotated[int, Range(least=1, most=4800)] = 1600
     accuracy_km: Positive = 0.3
     daily_requests: Mapping[Sku, Natural] = field(
-        default_factory=lambda: {"nearby_search": 500, "text_search": 200, "photo_media": 1000}
+        default_factory=lambda: {
+            "nearby_search": 500,
+            "text_search": 200,
+            "photo_media": 1000,
+            "place_details": 1000,
+        }
     )
     prices: PlacePrices = field(default_factory=PlacePrices)
     estimated_found_per_kept: Positive = 1.0
