@@ -17,7 +17,7 @@ import timm
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as transform  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as transform
 
 from geopak.errors import CheckpointError, ConfigError
 from geopak.models.encoders import Encoder, read_weights

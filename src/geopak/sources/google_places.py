@@ -63,7 +63,6 @@ class GooglePlacesSource:
     """
 
     name = "google_places"
-    kinds = ("nearby_search", "text_search", "photo_media")
     rate_per_s = 5.0
     licenses = (LICENSE,)
     kinds = ("nearby_search", "text_search", "photo_media", "place_details")

@@ -17,12 +17,11 @@ from PIL import Image
 from geopak.calibration import weights_fingerprint
 from geopak.errors import PhotoError
 from geopak.geo.distance import haversine_km_array
-from geopak.geo.extents import cell_extents
+from geopak.geo.extents import Ground, cell_extents
 from geopak.predictor import GeopakPredictor
 from geopak.report.maps import province_colors
 from geopak.report.prediction_files import (
     Entry,
-    Ground,
     Setting,
     joined_ground,
     open_answers,

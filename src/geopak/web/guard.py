@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from geopak.data.images import IMAGE_SUFFIXES
+from geopak.data.photo_facts import IMAGE_SUFFIXES
 from geopak.errors import PhotoError
 from geopak.web.photos import Limits, without_metadata
 
