@@ -380,7 +380,7 @@ LICENCES = st.sampled_from(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10**6), chosen=st.lists(LICENCES, min_size=2, max_size=4),
     losing=st.booleans(),

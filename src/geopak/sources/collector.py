@@ -290,6 +290,9 @@ class Collector:
             # Nothing is to be asked if all that was found can be had: see whether it can.
             ledger.remember(settling, str(wave))
             await self._download_all(None)
+            # Where a first copy is gone, the next has its turn.
+            while not self._stop.is_set() and ledger.settle_copies():
+                await self._download_all(None)
             if self._stop.is_set() or not self._choose(wave):
                 return
 

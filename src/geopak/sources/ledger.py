@@ -541,23 +541,23 @@ class Ledger:
                 "height = ?, num_bytes = ?, changes = ?, tries = tries + 1 WHERE id = ?",
                 values,
             )
-            if same is None:
-                return Kept(candidate.province)
-            other, path, province, source, source_id = same
-            if self._place(other) < own:
-                self._lose([candidate.id], f"{source} {source_id}")
+            if same is not None and self._place(same[0]) < own:
+                self._lose([candidate.id], f"{same[3]} {same[4]}")
                 return Kept(None, removed=file.path)
             mine = self._db.execute(
                 "SELECT source || ' ' || source_id FROM photos WHERE id = ?", (candidate.id,)
             ).fetchone()[0]
-            # Those that lost to the other have lost to this one.
+            # Those that lost to another have lost to this one.
             losers = self._db.execute(
                 "SELECT id FROM photos WHERE sha256 = ? AND id != ? AND "
-                "(state = 'downloaded' AND barred IS NULL OR reason = 'duplicate')",
+                "(state = 'downloaded' AND barred IS NULL OR "
+                "state = 'rejected' AND reason = 'duplicate')",
                 (file.sha256, candidate.id),
             )
             self._lose([row for (row,) in losers.fetchall()], mine)
-            return Kept(candidate.province, displaced=province, removed=path)
+            if same is None:
+                return Kept(candidate.province)
+            return Kept(candidate.province, displaced=same[2], removed=same[1])
 
     def settle_copies(self) -> int:
         """Decides anew which of equal files stays, after photos were barred, freed or lost.
@@ -568,17 +568,21 @@ class Ledger:
         Returns:
             How many photos wait for a download again.
         """
-        is_copy = "state = 'rejected' AND reason = 'duplicate'"
         again: list[int] = []
+        kept_or_lost = (
+            "sha256 IS NOT NULL AND barred IS NULL AND "
+            "(state = 'downloaded' OR state = 'rejected' AND reason = 'duplicate')"
+        )
         with self._transaction():
             rows = self._db.execute(
-                "SELECT sha256, photos.id, state, path, source || ' ' || source_id FROM photos "
-                "JOIN sources ON name = source WHERE sha256 IS NOT NULL AND barred IS NULL "
-                f"AND (state = 'downloaded' OR {is_copy}) "
+                "SELECT sha256, photos.id, state, source || ' ' || source_id FROM photos "
+                f"JOIN sources ON name = source WHERE {kept_or_lost} AND sha256 IN (SELECT sha256 "
+                f"FROM photos WHERE {kept_or_lost} GROUP BY sha256 "
+                "HAVING count(*) > 1 OR state = 'rejected') "
                 "ORDER BY sha256, rank, query_seq, position"
             )
             for _, group in itertools.groupby(rows.fetchall(), key=lambda row: row[0]):
-                (_, first, state, _, told), *others = group
+                (_, first, state, told), *others = group
                 if state == "downloaded":
                     self._lose([other for _, other, *_ in others], told)
                 else:
