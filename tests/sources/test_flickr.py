@@ -398,6 +398,18 @@ def test_a_wrong_key_is_told_without_showing_it(monkeypatch: pytest.MonkeyPatch)
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("key", ["schlüssel-1234", "two words", "a\nb"])
+def test_a_key_that_can_be_none_is_not_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("FLICKR_API_KEY", key)
+    with (
+        FlickrServer([GOOD]) as server,
+        pytest.raises(SourceError, match="FLICKR_API_KEY holds") as told,
+    ):
+        collect(source_of(server))
+    assert key not in str(told.value)
+    assert not server.requests
+
+
 def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLICKR_API_KEY")
     with FlickrServer([GOOD]) as server, pytest.raises(SourceError, match="apps/create"):

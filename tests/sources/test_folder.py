@@ -117,6 +117,19 @@ def test_what_is_no_file_is_not_opened(tmp_path):
     assert reasons == {"b.jpg": "not_a_file", "c.jpg.json": "not_a_file", "d.jpg": "link_broken"}
 
 
+def test_a_photo_whose_rights_forbid_more_has_not_the_licence_of_the_others(tmp_path):
+    told = {"a": "© Aisha", "b": "© Aisha, no commercial use", "c": "CC BY-SA 4.0"}
+    for name, text in told.items():
+        write_photo(tmp_path / f"{name}.jpg", exif(LAT, LON))
+        sidecar = packet({"xmpRights:UsageTerms": text})
+        (tmp_path / f"{name}.jpg.xmp").write_bytes(sidecar)
+    found = {
+        photo.source_id.rpartition("/")[2]: photo.license
+        for photo in ask_everything(source_of(tmp_path, license="cc-by-4.0")).photos
+    }
+    assert found == {"a.jpg": "cc-by-4.0", "b.jpg": None, "c.jpg": "cc-by-sa-4.0"}
+
+
 def test_hidden_files_if_wished(tmp_path):
     write_photo(tmp_path / ".trip" / ".a.jpg", exif(LAT, LON))
     assert ask_everything(source_of(tmp_path)).ids() == []

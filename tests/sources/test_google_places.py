@@ -350,6 +350,18 @@ def test_terms_come_before_the_first_request() -> None:
     assert not server.requests
 
 
+@pytest.mark.parametrize("key", ["schlüssel-1234", "two words", "a\nb"])
+def test_a_key_that_can_be_none_is_not_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("GOOGLE_MAPS_API_KEY", key)
+    with (
+        PlacesServer([GOOD]) as server,
+        pytest.raises(SourceError, match="GOOGLE_MAPS_API_KEY holds") as told,
+    ):
+        collect(source_of(server))
+    assert key not in str(told.value)
+    assert not server.requests
+
+
 def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOOGLE_MAPS_API_KEY")
     with PlacesServer([GOOD]) as server, pytest.raises(SourceError, match="GOOGLE_MAPS_API_KEY"):

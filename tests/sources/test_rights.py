@@ -24,7 +24,7 @@ from geopak.sources.rights import license_of
         ("CC BY-ND-NC 2.0", "cc-by-nc-nd-2.0"),
         ("CC BY/NC", "cc-by-nc"),
         ("CC BY + NC", "cc-by-nc"),
-        ("CC BY–NC 4.0", "cc-by-nc-4.0"),  # noqa: RUF001
+        ("CC BY–NC 4.0", "cc-by-nc-4.0"),
         ("CC-BY_NC", "cc-by-nc"),
         ("CCBYNC", "cc-by-nc"),
         ("CC BY, non-commercial use only", "cc-by-nc"),
@@ -58,12 +58,22 @@ def test_what_one_text_permits_another_may_forbid():
     assert license_on_commons("Public domain", "non-commercial use") is None
 
 
+def test_a_text_that_forbids_more_is_not_given_another_licence():
+    assert license_of("© Aisha", "cc-by-4.0") == "cc-by-4.0"
+    assert license_of([None, ""], "cc-by-4.0") == "cc-by-4.0"
+    assert license_of("© Aisha, non-commercial use only", "cc-by-4.0") is None
+    assert license_of("© Aisha, non-commercial use only", "cc-by-nc-4.0") == "cc-by-nc-4.0"
+    assert license_of("CC BY-SA-ND 4.0", "cc0") is None
+    assert license_on_commons("GFDL", otherwise="cc-by-sa-3.0") == "cc-by-sa-3.0"
+    assert license_on_commons("no commercial use", otherwise="cc-by-sa-3.0") is None
+
+
 def test_a_licence_of_one_version_has_it_once_in_its_name():
     assert licenses.name_of("cc0-1.0") == "CC0 1.0"
     assert licenses.name_of("cc-by-2.0") == "CC BY 2.0"
 
 
-SIGNS = st.sampled_from([" ", "-", "_", "/", ", ", " + ", "–", " (", "; ", "", ". "])  # noqa: RUF001
+SIGNS = st.sampled_from([" ", "-", "_", "/", ", ", " + ", "–", " (", "; ", "", ". "])
 NAMES = st.sampled_from(
     [
         "CC BY", "cc-by", "Creative Commons Attribution", "CC0", "public domain mark",
@@ -75,7 +85,14 @@ CONDITIONS = {
     "sa": ["SA", "ShareAlike", "share-alike", "Share Alike"],
     "nd": ["ND", "NoDerivatives", "no-derivs", "No Derivatives"],
 }
-WORDS = [*sum(CONDITIONS.values(), []), "4.0", "License", "International", "© 2019", "Aisha"]
+WORDS = [
+    *(w for words in CONDITIONS.values() for w in words),
+    "4.0",
+    "License",
+    "International",
+    "© 2019",
+    "Aisha",
+]
 
 
 @given(NAMES, st.lists(st.tuples(SIGNS, st.sampled_from(WORDS)), max_size=5))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+
+from geopak.errors import SourceError
 
 # Several queries are asked at a time, and all of them may meet the same fault once.
 _MOST_IN_A_ROW = 20
@@ -35,13 +38,33 @@ class Patience:
             What to raise: an ``UnavailableError``, which costs the query an attempt, or a
             :class:`SourceError`, which ends the collection.
         """
-        from geopak.errors import SourceError
         from geopak.sources.http import UnavailableError
 
         self._in_a_row += 1
         if self._in_a_row >= (_MOST_IN_A_ROW if self._begun else _MOST_AT_FIRST):
             return SourceError(f"{message} That was so {self._in_a_row} times in a row.")
         return UnavailableError(message)
+
+
+def key_of(variable: str, missing: str) -> str:
+    """A key from the environment.
+
+    Args:
+        variable: that holds it.
+        missing: message where there is none.
+
+    Raises:
+        SourceError: there is none, or it can be none; does not show it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise SourceError(missing)
+    if not re.fullmatch("[!-~]+", key):
+        raise SourceError(
+            f"{variable} holds signs that no key has (spaces, line breaks or letters with "
+            "accents). Copy it anew."
+        )
+    return key
 
 
 def shown(value: object, key_variable: str, most: int = 200) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
 import re
 import time
@@ -27,7 +26,7 @@ from urllib.parse import quote, urlsplit
 
 from geopak.errors import RefusedQueryError, SourceError
 from geopak.schema.sources.flickr import FlickrOptions, moment
-from geopak.sources.answers import Patience, shown
+from geopak.sources.answers import Patience, key_of, shown
 from geopak.sources.flickr_levels import accuracy_km
 from geopak.sources.licenses import base_key, from_url
 from geopak.sources.records import Answer, Estimate, FoundPhoto, Query, Refused
@@ -438,13 +437,11 @@ class FlickrSource:
 
 
 def _key() -> str:
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key:
-        raise SourceError(
-            f"Flickr needs a key: set the environment variable {KEY_VARIABLE}. One gets a key, "
-            "free for non-commercial use, at https://www.flickr.com/services/apps/create/."
-        )
-    return key
+    return key_of(
+        KEY_VARIABLE,
+        f"Flickr needs a key: set the environment variable {KEY_VARIABLE}. One gets a key, "
+        "free for non-commercial use, at https://www.flickr.com/services/apps/create/.",
+    )
 
 
 def _beyond(query: Query, total: int, cap: int) -> Refused:

@@ -307,7 +307,7 @@ class FolderSource:
             latitude=place.latitude,
             longitude=place.longitude,
             accuracy_km=place.accuracy_km,
-            license=license_of(facts.rights) or self._license,
+            license=license_of(facts.rights, self._license),
             author=facts.author or self._options.author,
             captured_at=facts.captured_at,
             title=facts.title,

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from urllib.parse import quote, urlsplit
 
 from geopak.errors import RefusedQueryError, SourceError
 from geopak.schema.sources.google_places import GooglePlacesOptions
-from geopak.sources.answers import Patience, shown
+from geopak.sources.answers import Patience, key_of, shown
 from geopak.sources.records import Answer, Estimate, FoundPhoto, Query, Refused
 from geopak.sources.tiles import Tile, cover, parts
 
@@ -368,14 +367,12 @@ class GooglePlacesSource:
 
 
 def _key() -> str:
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key:
-        raise SourceError(
-            f"Google Places needs a key: set the environment variable {KEY_VARIABLE}. One gets a "
-            "key for a project with billing, with the Places API (New) enabled, at "
-            "https://console.cloud.google.com/google/maps-apis/credentials."
-        )
-    return key
+    return key_of(
+        KEY_VARIABLE,
+        f"Google Places needs a key: set the environment variable {KEY_VARIABLE}. One gets a "
+        "key for a project with billing, with the Places API (New) enabled, at "
+        "https://console.cloud.google.com/google/maps-apis/credentials.",
+    )
 
 
 def _nearby(query: Query, most: int) -> dict[str, Any]:

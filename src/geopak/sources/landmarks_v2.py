@@ -71,14 +71,15 @@ class _Place:
     accuracy_km: float
 
 
-def license_of(*texts: str | None) -> str | None:
+def license_of(*texts: str | None, otherwise: str | None = None) -> str | None:
     """The key of a licence by its address or its name on Commons; the first that tells one."""
     key = rights.license_of(texts)
     said = [text.strip() for text in texts if text]
     if key is None and any(text.lower().startswith("public domain") for text in said):
         # Commons has many reasons for it (the author's death, a government's work), and one name.
-        return None if any(rights.forbids_more(text, "pdm") for text in said) else "pdm"
-    return key
+        key = "pdm"
+        return None if any(rights.forbids_more(text, key) for text in said) else key
+    return key or rights.license_of(texts, otherwise)
 
 
 def plain_text(markup: str) -> str:
@@ -521,8 +522,11 @@ class LandmarksV2:
                     place,
                     picture=info.get("thumburl") or info.get("url"),
                     page_url=info.get("descriptionurl"),
-                    license=license_of(data.get("LicenseUrl"), data.get("LicenseShortName"))
-                    or license_of(told.license if told else None),
+                    license=license_of(
+                        data.get("LicenseUrl"),
+                        data.get("LicenseShortName"),
+                        otherwise=license_of(told.license if told else None),
+                    ),
                     author=author[:500] or None,
                     captured_at=captured_at(data.get("DateTimeOriginal", "")),
                     **sizes,

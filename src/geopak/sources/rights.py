@@ -50,12 +50,15 @@ _FORBIDS = {
 }
 
 
-def license_of(texts: str | Iterable[str | None] | None) -> str | None:
+def license_of(
+    texts: str | Iterable[str | None] | None, otherwise: str | None = None
+) -> str | None:
     """The key of the licence that texts name: by address, by key or in words.
 
     Args:
         texts: one or several of the same photo; what names a licence by its address goes before
             what says it in words.
+        otherwise: key of the licence where the texts name none.
 
     Returns:
         Such as ``cc-by-2.0``; ``None``: no licence of the list is named, or one of the texts
@@ -63,7 +66,7 @@ def license_of(texts: str | Iterable[str | None] | None) -> str | None:
     """
     given = [texts] if isinstance(texts, str) or texts is None else list(texts)
     known = [text.strip().lower() for text in given if text and text.strip()]
-    key = _named(known)
+    key = _named(known) or otherwise
     return None if key is None or any(forbids_more(text, key) for text in known) else key
 
 
