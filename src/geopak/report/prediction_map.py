@@ -60,8 +60,9 @@ def map_base(region: Region, outlines: Outlines, grounds: Sequence[Ground] = ())
         grounds: of the cells; empty where no regions are drawn from them.
 
     Returns:
-        ``names, colors, labels`` (latitude, longitude and room, degrees) and ``provinces`` (see :func:`rings`) in
-        class-index order, ``cells``, and ``bounds``: south, west, north, east, degrees.
+        ``names, colors, labels`` (latitude, longitude and room, degrees) and ``provinces`` (see
+        :func:`rings`) in class-index order, ``cells``, and ``bounds``: south, west, north, east,
+        degrees.
     """
     simple = shapely.coverage_simplify(np.array(outlines.polygons, object), _TOLERANCE_DEG)
     labels = []
