@@ -178,6 +178,7 @@ def test_twenty_at_once_are_answered_as_each_alone(served: Served) -> None:
     assert together == alone
 
 
+@pytest.mark.slow
 def test_more_than_may_wait_are_told_to_come_back(
     home: Path, phases: dict[int, Path], tmp_path: Path
 ) -> None:

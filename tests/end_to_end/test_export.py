@@ -289,14 +289,15 @@ def test_smaller_numbers_say_what_they_cost(
         r"same province (\S+)%, same cell (\S+)%; answers move by (\S+) km", done.text
     )
     assert agreed, done.text
-    assert float(agreed[1]) >= 90
+    assert float(agreed[1]) >= (90 if precision == "float16" else 50)
     error = re.search(r"median error (\S+) km before, (\S+) km after", done.text)
     assert error, done.text
     assert float(error[1]) == pytest.approx(float(error[2]), abs=50)
-    kinds = {node.op_type for node in onnx.load(out).graph.node}
-    assert ("MatMulInteger" in kinds) == (precision == "int8")
+    products = sum(node.op_type == "MatMulInteger" for node in onnx.load(out).graph.node)
+    # Of each of four blocks: queries, keys and values at once, and both layers of the perceptron.
+    assert products == (12 if precision == "int8" else 0)
     half = [t for t in onnx.load(out).graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
-    assert bool(half) == (precision == "float16")
+    assert (len(half) > 20) == (precision == "float16")
 
 
 @pytest.fixture(scope="module")

@@ -145,8 +145,9 @@ def write_onnx(
         decoding, coverage, per_province: see :class:`PhotoToPlace`.
         precision: ``float32``; ``float16``: half the file, for the encoders' weights are kept so
             and computed with in float32 (ONNX Runtime's CPU kernels for sums in float16 end its
-            process with this graph); ``int8``: the encoders' matrix products, with weights of one
-            byte and activations scaled as they come, which leaves convolutions at float32.
+            process with this graph); ``int8``: the encoders' matrix products without a bias of
+            their own, with weights of one byte and activations scaled as they come; all else,
+            convolutions among it, stays at float32.
 
     Returns:
         What was written, before any quantisation.
@@ -349,11 +350,24 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def _of_encoders(node: Any) -> bool:
-    """Whether a node of the graph comes from an encoder's modules."""
-    properties = {entry.key: entry.value for entry in node.metadata_props}
-    scopes = properties.get("pkg.torch.onnx.name_scopes", "")
-    return any(f"'model.{encoder}" in scopes for encoder in _ENCODERS)
+def _encoder_nodes(proto: Any) -> list[Any]:
+    """The nodes that encoders consist of, with those before them, which have no weights.
+
+    Folded weights have no names of their own, so nodes are found by the others: those with an
+    encoder's parameter, and whatever leads to them. The last of an encoder always has one.
+    """
+    parameters = tuple(f"model.{encoder}." for encoder in _ENCODERS)
+    producer = {name: node for node in proto.graph.node for name in node.output}
+    waiting = [
+        node for node in proto.graph.node if any(name.startswith(parameters) for name in node.input)
+    ]
+    found = {}
+    while waiting:
+        node = waiting.pop()
+        if node.output[0] not in found:
+            found[node.output[0]] = node
+            waiting += [producer[name] for name in node.input if name in producer]
+    return list(found.values())
 
 
 def _halve(proto: Any) -> None:
@@ -361,7 +375,7 @@ def _halve(proto: Any) -> None:
     import numpy as np
     import onnx
 
-    used = {name for node in proto.graph.node if _of_encoders(node) for name in node.input}
+    used = {name for node in _encoder_nodes(proto) for name in node.input}
     casts = []
     for tensor in proto.graph.initializer:
         if tensor.name not in used or tensor.data_type != onnx.TensorProto.FLOAT:
@@ -389,10 +403,11 @@ def _quantised(proto: Any) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    weights = {tensor.name for tensor in proto.graph.initializer}
     names = [
         node.name
-        for node in proto.graph.node
-        if node.op_type in ("MatMul", "Gemm") and _of_encoders(node)
+        for node in _encoder_nodes(proto)
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights
     ]
     if not names:
         raise ExportError("precision=int8: this model's encoders have no matrix products.")
