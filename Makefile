@@ -28,8 +28,9 @@ $(READY): requirements.lock pyproject.toml
 demo: setup ## the whole method on rendered photos, in minutes
 	$(BIN)/python -m geopak.demo
 
+# Two processes with two threads each would be many times slower than with one.
 test: setup ## the tests, without those marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
 bench: setup ## measure: benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.gather
@@ -37,7 +38,7 @@ bench: setup ## measure: benchmarks/RESULTS.md
 check: setup lint ## lint, types, layers, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

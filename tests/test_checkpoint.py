@@ -115,7 +115,7 @@ def test_a_checkpoint_alone_rebuilds_the_model_and_what_it_means(
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"No checkpoint at .*gone\.ckpt"):
         read_checkpoint(tmp_path / "gone.ckpt")
-    with pytest.raises(CheckpointError, match="No checkpoint at"):
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         read_checkpoint(tmp_path)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from geopak import checkpoint_io
+from geopak import checkpoint
 from geopak.task import GeolocationTask
 from geopak.train import main
 
@@ -54,7 +54,7 @@ def save_half(checkpoint: Any, file: Any, **options: Any) -> None:
 
 
 GeolocationTask.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
-checkpoint_io.torch.save = save_half  # type: ignore[attr-defined]
+checkpoint.torch.save = save_half  # type: ignore[attr-defined]
 
 if __name__ == "__main__":
     main()

@@ -268,12 +268,12 @@ def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_run_of_a_multirun_has_ranks_of_its_own(home: Path) -> None:
-    outcome = command_line("-m", "phase=0,1", "seed=0,1", "name=ranks", *TINY, *RANKS)
+    outcome = command_line("-m", "phase=0,1", "seed=0,1", "name=each-ranks", *TINY, *RANKS)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    runs = runs_of(home, "ranks")
+    runs = runs_of(home, "each-ranks")
     assert [(run.phase, run.state) for run in runs] == [(phase, COMPLETE) for phase in (0, 0, 1, 1)]
     # Other ranks keep no folders or records.
-    assert len(list((home / "outputs/ranks").glob("phase-*/*"))) == 4
+    assert len(list((home / "outputs/each-ranks").glob("phase-*/*"))) == 4
     assert (outcome.stdout + outcome.stderr).count("× 2 devices") == 4
     alone = command_line("phase=0", "seed=1", "name=ranks-alone", *TINY, *RANKS)
     assert alone.returncode == 0, alone.stderr

@@ -300,7 +300,7 @@ def train_while_killed(home: Path, name: str, with_signal: int, *more: str) -> p
 
 
 def test_a_training_outlives_the_process_of_wandb(home: Path, tmp_path: Path) -> None:
-    curves = train_while_killed(home, "killed", signal.SIGKILL)
+    curves = train_while_killed(home, "wandb-killed", signal.SIGKILL)
     assert curves["val/median_km"].count() == 6
     # The next training of this process has W&B again.
     logger = RunLogger(plan_of(tmp_path), "offline")

@@ -16,7 +16,7 @@ from geopak.build import Trained, load_trained
 from geopak.checkpoint import read_checkpoint
 from geopak.cli import compose
 from geopak.import_geopak import import_geopak
-from geopak.models.decode import infer
+from geopak.models.decode import decode
 from geopak.predictor import GeopakPredictor
 from tests.published.restatement import (
     PROVINCES,
@@ -87,7 +87,8 @@ def check_everything(pair: Pair, num: int, clamp: bool) -> None:
     inside = image.float() / 255
     features = torch.cat(original.encoder.features(inside), 1)
     torch.testing.assert_close(model.embed(inside), features, atol=2e-4, rtol=1e-4)
-    output, decoded = infer(model, image, pair.trained.decoding)
+    output = model(inside)
+    decoded = decode(model, output, pair.trained.decoding)
     fused, gate = original.encoder(inside)
     torch.testing.assert_close(output.fused, fused, atol=1e-4, rtol=0)
     torch.testing.assert_close(output.gate, gate, atol=1e-5, rtol=0)
@@ -162,10 +163,9 @@ def test_a_photo_file_is_predicted_by_the_usual_predictor(pair: Pair, tmp_path: 
 
 
 def test_the_mean_on_the_sphere_is_another_place(pair: Pair) -> None:
-    _, decoded = infer(
-        pair.trained.model, pictures(6, SMALL.image), pair.trained.decoding,
-        ["mean", "mean_of_degrees"],
-    )  # fmt: skip
+    model = pair.trained.model
+    output = model(pictures(6, SMALL.image).float() / 255)
+    decoded = decode(model, output, pair.trained.decoding, ["mean", "mean_of_degrees"])
     apart = (decoded["mean"].latlon_deg - decoded["mean_of_degrees"].latlon_deg).abs()
     assert 1e-3 < float(apart.max()) < 1
 
