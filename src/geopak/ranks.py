@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import nn
 from torch._C._distributed_c10d import Store
 
@@ -225,6 +226,7 @@ class RankWatch(L.Callback):
         """Begins to watch the processes that the trainer starts: before it fits."""
         if trainer.world_size == 1:
             return
+        _end_lightnings_watch()
         self._thread = threading.Thread(
             target=self._watch, args=(trainer,), name="rank-watch", daemon=True
         )
@@ -290,6 +292,16 @@ class RankWatch(L.Callback):
                 for child in children:
                     child.kill()
                 end_process(reason, folder)
+
+
+def _end_lightnings_watch() -> None:
+    """Keeps Lightning from being the first to see that a process has died.
+
+    It looks every five seconds, and kills this one without a word on how to go on.
+    """
+    name = "_launch_process_observer"
+    if hasattr(subprocess_script, name):
+        setattr(subprocess_script, name, lambda processes: None)
 
 
 def _key(rank: int) -> str:
