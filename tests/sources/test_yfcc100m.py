@@ -14,27 +14,20 @@ from urllib.parse import unquote_plus
 
 import pytest
 import shapely
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from geopak.errors import RefusedQueryError, SourceError
-from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.options import examine
 from geopak.schema.sources.yfcc100m import Yfcc100mOptions
-from geopak.sources import yfcc100m
+from geopak.sources import large_files
 from geopak.sources.addresses import host_is_listed
-from geopak.sources.records import FoundPhoto, Refused
-from geopak.sources.yfcc100m import LAYOUTS, LineFilter, Yfcc100m, captured_at, layout_of
+from geopak.sources.records import Refused
+from geopak.sources.yfcc100m import Yfcc100m
+from geopak.sources.yfcc_lines import LAYOUTS
 from tests.sources.driver import Driver, client, collect
 from tests.sources.stand_in import Reply, StandIn, broken
-from tests.sources.yfcc_dump import Files, as_text, draw_dump, dump_line
+from tests.sources.yfcc_dump import BOX, EAST, OUTLINES, WEST, Files, as_text, draw_dump, dump_line
 
-# Two provinces, of which one is a triangle: the box holds more than the region.
-WEST = shapely.box(60, 24, 66, 30)
-EAST = shapely.Polygon([(66, 24), (74, 24), (66, 34)])
-OUTLINES = Outlines((WEST, EAST))
-BOX = (24.0, 60.0, 34.0, 74.0)
 OPTIONS = Yfcc100mOptions("yfcc100m", None)
 
 
@@ -152,21 +145,6 @@ def test_several_files_plain_text_and_streams(tmp_path: Path, region: Region) ->
     check(collect(asked), lines)
 
 
-CELLS = st.sampled_from(
-    ["", "25.5", "65.25", "-91", "nan", "inf", "1e1", "+61", "25,5", " 25", "x", "0x1p3", "180.5"]
-)
-
-
-@settings(max_examples=60)
-@given(st.lists(st.tuples(CELLS, CELLS, st.sampled_from([0, 1])), min_size=1, max_size=8))
-def test_the_quick_look_is_the_slow_one(cells: list[tuple[str, str, int]]) -> None:
-    lines = [dump_line(k, a, b, marker=m) for k, (a, b, m) in enumerate(cells)]
-    quick, slow = (LineFilter(23, OUTLINES, OPTIONS) for _ in range(2))
-    quick.look(as_text(lines))
-    slow._look_one_by_one(lines)
-    assert quick.found == slow.found
-
-
 def test_a_malformed_line_costs_no_other(tmp_path: Path, region: Region) -> None:
     lines = draw_dump(300, BOX, 6)
     lines[50] = b"\t".join(lines[50].split(b"\t")[:-3])
@@ -183,78 +161,6 @@ def test_a_malformed_line_costs_no_other(tmp_path: Path, region: Region) -> None
     check(driver, lines)
 
 
-def test_every_field_of_a_photo(region: Region) -> None:
-    lines = LineFilter(23, OUTLINES, OPTIONS)
-    lines.look(
-        as_text(
-            [
-                dump_line(
-                    7, 25.5, 65.25, title="Über + unter", nickname="Ana + Bé", accuracy=11,
-                    license_url="http://creativecommons.org/licenses/by-nc-sa/2.0/",
-                )
-            ]
-        )
-    )  # fmt: skip
-    (photo,) = lines.found.photos
-    assert photo == FoundPhoto(
-        source_id="6985418918", latitude=25.5, longitude=65.25, accuracy_km=3.2,
-        url="https://live.staticflickr.com/7007/6985418918_000000d889.jpg".replace(
-            "000000d889", f"{7 * 7919:010x}"
-        ),
-        license="cc-by-nc-sa-2.0", author="Ana + Bé",
-        author_url="https://www.flickr.com/people/39000007@N07/",
-        page_url="https://www.flickr.com/photos/39000007@N07/6985418918/",
-        captured_at="2012-02-16T09:56:37", title="Über + unter",
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("options", "wanted"),
-    [
-        ({"size": "500"}, "https://live.staticflickr.com/7001/6985418912_{s}.jpg"),
-        ({"size": 640}, "https://live.staticflickr.com/7001/6985418912_{s}_z.jpg"),
-        ({"size": "1024"}, "https://live.staticflickr.com/7001/6985418912_{s}_b.jpg"),
-        ({"size": "original"}, "https://live.staticflickr.com/7001/6985418912_{o}_o.png"),
-        ({"pictures": None}, "http://farm8.staticflickr.com/7001/6985418912_{s}.jpg"),
-        (
-            {"pictures": None, "size": 1024},
-            "http://farm8.staticflickr.com/7001/6985418912_{s}_b.jpg",
-        ),
-        (
-            {"pictures": None, "size": "original"},
-            "http://farm8.staticflickr.com/7001/6985418912_{o}_o.png",
-        ),
-    ],
-)
-def test_pictures_of_each_size(options: dict[str, Any], wanted: str) -> None:
-    lines = LineFilter(23, OUTLINES, replace(OPTIONS, **options))
-    lines.look(as_text([dump_line(1, 25.5, 65.25, extension="png")]))
-    assert [photo.url for photo in lines.found.photos] == [
-        wanted.format(s=f"{7919:010x}", o=f"{104729:010x}")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"marker": 1}, "video"),
-        ({"marker": 7}, "malformed_line"),
-        ({"id": "x1"}, "malformed_line"),
-        ({"id": "1%C2%B2"}, "malformed_line"),
-        ({"accuracy": 3}, "accuracy_too_low"),
-        ({"secret": "", "download_url": ""}, "no_picture"),
-        ({"latitude": "91"}, "bad_coordinate"),
-        ({"latitude": "33.9", "longitude": "73.9"}, "outside_region"),
-    ],
-)
-def test_what_is_refused_is_kept_with_its_reason(fields: dict[str, Any], reason: str) -> None:
-    lines = LineFilter(23, OUTLINES, replace(OPTIONS, min_accuracy=6))
-    place = fields.pop("latitude", 25.5), fields.pop("longitude", 65.25)
-    lines.look(as_text([dump_line(1, *place, **fields), dump_line(2, 25.5, 65.25)]))
-    assert [refused.reason for refused in lines.found.refused] == [reason]
-    assert [photo.source_id for photo in lines.found.photos] == ["6985418913"]
-
-
 @pytest.mark.parametrize("changes", [{"min_accuracy": 9}, {"size": "640"}, {"pictures": None}])
 def test_other_options_read_the_dump_anew(
     tmp_path: Path, region: Region, changes: dict[str, Any]
@@ -268,48 +174,6 @@ def test_other_options_read_the_dump_anew(
     ]
     assert len(asked[0]) == len(asked[1]) == 2
     assert not asked[0] & asked[1]
-
-
-@pytest.mark.parametrize("accuracy", ["%C2%B2", "9" * 5000, "1.5", ""])
-def test_an_accuracy_that_is_no_level_is_not_known(accuracy: str) -> None:
-    lines = LineFilter(23, OUTLINES, OPTIONS)
-    lines.look(as_text([dump_line(1, 25.5, 65.25, accuracy=accuracy)]))
-    [photo] = lines.found.photos
-    assert photo.accuracy_km is None
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("2012-02-16 09:56:37.0", "2012-02-16T09:56:37"),
-        ("2012-02-16", "2012-02-16"),
-        ("0000-00-00 00:00:00.0", None),
-        ("2012-13-40 00:00:00.0", None),
-        ("null", None),
-        ("", None),
-    ],
-)
-def test_capture_dates(text: str, wanted: str | None) -> None:
-    assert captured_at(text) == wanted
-
-
-def test_a_region_across_the_antimeridian() -> None:
-    outlines = Outlines((shapely.box(175, -20, 185, -10),))
-    lines = LineFilter(23, outlines, OPTIONS)
-    places = [(-15, 179), (-15, -179), (-15, 174), (-15, -174)]
-    lines.look(as_text([dump_line(k, *place) for k, place in enumerate(places)]))
-    assert [photo.longitude for photo in lines.found.photos] == [179, -179]
-
-
-def test_layouts_are_told_by_content() -> None:
-    for columns in (23, 25):
-        assert layout_of([dump_line(1, columns=columns), b"garbage"][: 1 + columns % 2]) in (
-            columns,
-            None,
-        )
-        assert layout_of([dump_line(k, columns=columns) for k in range(5)] + [b"x"]) == columns
-    assert layout_of([b"\t" * 22]) is None
-    assert layout_of([]) is None
 
 
 @pytest.mark.parametrize(
@@ -463,7 +327,7 @@ def test_a_file_that_breaks_off_is_gone_on_with(dumps: Any, region: Region) -> N
 def test_a_file_that_always_breaks_off_is_an_error(
     dumps: Any, region: Region, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(yfcc100m, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(large_files, "_PAUSE_S", 0.001)
     files = Files({"/dump.bz2": dumps[23][0].read_bytes()})
     with StandIn(files) as server:
         # The headers come, and not a byte.

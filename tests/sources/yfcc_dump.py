@@ -1,4 +1,4 @@
-"""Lines as the YFCC100M metadata dump has them, and a server that such a dump lies on."""
+"""Lines as the YFCC100M metadata dump has them, a region for them, and a server that has them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote_plus
 
+import shapely
+
+from geopak.geo.boundaries import Outlines
 from tests.sources.stand_in import Reply, Request
 
+# Two provinces, of which one is a triangle: the box holds more than the region.
+WEST = shapely.box(60, 24, 66, 30)
+EAST = shapely.Polygon([(66, 24), (74, 24), (66, 34)])
+OUTLINES = Outlines((WEST, EAST))
+BOX = (24.0, 60.0, 34.0, 74.0)
 BY = "http://creativecommons.org/licenses/by/2.0/"
 
 
