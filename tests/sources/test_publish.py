@@ -20,28 +20,17 @@ from geopak.cli import compose
 from geopak.errors import ConfigError, GeopakError, SourceError
 from geopak.options import options, plain
 from geopak.schema.publishing import PublishConfig
-from geopak.schema.sources.huggingface import HuggingFaceOptions
 from geopak.sources.huggingface import HuggingFaceSource
 from geopak.sources.publishing import publish
 
 from ..end_to_end.conftest import run_command
 from .asking import Asked, ask_everything, located
+from .hub_sets import source_of
 
 LICENSES = ("cc-by-2.0", "cc0", "cc-by-nc-sa-4.0", "all-rights-reserved", None, "google-places")
 OPEN = ("cc-by-2.0", "cc0", "cc-by-nc-sa-4.0")
 
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path_factory):
-    """Neither the hub nor a cache of this machine is touched."""
-    import datasets
-    import huggingface_hub.constants
-
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+pytestmark = pytest.mark.usefixtures("offline_hub")
 
 
 @pytest.fixture
@@ -97,13 +86,6 @@ def loaded(folder: Path) -> dict[str, list[dict]]:
             content = picture["bytes"] or Path(picture["path"]).read_bytes()
             found[split].append(row | {"sha256": sha256(content)})
     return found
-
-
-def source_of(folder: Path, **more) -> HuggingFaceSource:
-    section = plain(compose("collect", ["source=huggingface", f"source.dataset={folder}"]))[
-        "source"
-    ]
-    return HuggingFaceSource(options(HuggingFaceOptions, section | more, "source"))
 
 
 def pictures(source: HuggingFaceSource, asked: Asked) -> dict[str, str]:

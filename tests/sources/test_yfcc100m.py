@@ -31,11 +31,6 @@ from tests.sources.yfcc_dump import BOX, EAST, OUTLINES, WEST, Files, as_text, d
 OPTIONS = Yfcc100mOptions("yfcc100m", None)
 
 
-@pytest.fixture
-def region(region_config: dict[str, Any]) -> Region:
-    return Region.from_config(region_config)
-
-
 def source(region: Region, files: Any, **options: Any) -> Yfcc100m:
     options = {"part_mb": 0.05, "threads": 1, **options}
     return Yfcc100m(Yfcc100mOptions("yfcc100m", files, **options), region, OUTLINES)

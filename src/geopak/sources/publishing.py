@@ -34,7 +34,7 @@ from geopak.data.photo_paths import ResolvedPaths
 from geopak.errors import ConfigError, SourceError, nearest_name
 from geopak.schema.publishing import PublishConfig
 from geopak.sources import licenses
-from geopak.sources.huggingface import TOKEN, require_datasets, token_of_hub
+from geopak.sources.hub_access import TOKEN, require_datasets, token_of_hub
 from geopak.sources.publishing_card import Contents, card
 from geopak.sources.rights import license_of
 
