@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from geopak.sources.ledger import Ledger
 
 
 @pytest.fixture
@@ -29,3 +32,9 @@ def parquet_set(tmp_path) -> Path:
     write_parquet(folder / "data" / "train-00001-of-00002.parquet", rows_of(7, 10), 4)
     write_parquet(folder / "data" / "test-00000-of-00001.parquet", rows_of(3, 17), 4)
     return folder
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite", durable=False) as opened:
+        yield opened

@@ -554,27 +554,6 @@ def test_coordinates_that_are_none_are_refused(tmp_path: Path, files: Path) -> N
     assert told == [(f"b{k}", "bad_coordinate") for k in range(4)]
 
 
-def test_a_photo_that_waits_is_fetched_where_it_was_told_last(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "one.sqlite") as ledger:
-        ledger.begin("made", [Query("q", {"n": n}, "a") for n in range(3)])
-        ledger.choose("made", [("a", 3)])
-        first, second, third = ledger.unanswered("made")
-        photo = FoundPhoto("x", 5.0, 5.0, url="old", title="first", width=9, extra={"a": 1})
-        newer = FoundPhoto("x", 6.0, 6.0, url="new", title="second", extra={"b": 2})
-        ledger.answered("made", second, Answer((photo,)), ["a"], ["too_small"])
-        ledger.answered("made", third, Answer((newer,)), ["b"], [None])
-        [candidate] = ledger.candidates("made", 9)
-        assert candidate.province == "a"
-        told = FoundPhoto("x", 5.0, 5.0, url="new", title="first", extra={"b": 2})
-        assert ledger.photo(candidate) == told
-        # Of an earlier query all is taken.
-        ledger.answered("made", first, Answer((photo,)), ["a"], [None])
-        assert ledger.photo(candidate) == photo
-        ledger.rejected(candidate, "gone", "")
-        ledger.answered("made", third, Answer((newer,)), ["b"], [None])
-        assert ledger.photo(candidate) == photo
-
-
 def test_halves_of_characters_are_stored_as_question_marks(tmp_path: Path, files: Path) -> None:
     half = "\ud83d"
     source = MadeUp(files, 2)

@@ -32,7 +32,7 @@ import httpx
 import numpy as np
 
 from geopak.errors import GeopakError, QuotaSpentError, RefusedQueryError, SourceError
-from geopak.sources import downloads, licenses
+from geopak.sources import copies, downloads, licenses, reopening
 from geopak.sources.client import Client
 from geopak.sources.downloads import Downloader, RejectedPhotoError
 from geopak.sources.ledger import Candidate, Download, Ledger, OpenQuery
@@ -223,7 +223,7 @@ class Collector:
             ledger.remember(remembered, "yes")
         # Where nothing was ever answered, the source was at fault, not a query.
         if retry_failed or not ledger.query_numbers(name)["done"]:
-            queries, photos = ledger.reopen_failed(name)
+            queries, photos = reopening.failed(ledger, name)
             if queries or photos:
                 log.info("%s queries and %s photos that failed are tried again.", queries, photos)
         self._reopen_by(limits or {})
@@ -231,8 +231,8 @@ class Collector:
         lost = self._sweep()
         if lost:
             log.warning("%s files of photos are gone and are fetched again.", f"{len(lost):,}")
-            ledger.lost_files(lost)
-        ledger.settle_copies()
+            reopening.lost_files(ledger, lost)
+        copies.settle(ledger)
         await self._interruptible(self._waves())
         self._sweep()
         return self._ending
@@ -246,7 +246,7 @@ class Collector:
         text = self.ledger.meta(remembered)
         before = limits if text is None else json.loads(text)
         changed = [reason for reason, now in limits.items() if before.get(reason, now) != now]
-        number = self.ledger.reopen(self.source.name, changed)
+        number = reopening.rejected_for(self.ledger, self.source.name, changed)
         if number:
             log.info("%s photos are tried again by other settings.", f"{number:,}")
         self.ledger.remember(remembered, json.dumps(dict(limits)))
@@ -291,7 +291,7 @@ class Collector:
             ledger.remember(settling, str(wave))
             await self._download_all(None)
             # Where a first copy is gone, the next has its turn.
-            while not self._stop.is_set() and ledger.settle_copies():
+            while not self._stop.is_set() and copies.settle(ledger):
                 await self._download_all(None)
             if self._stop.is_set() or not self._choose(wave):
                 return
@@ -441,7 +441,7 @@ class Collector:
         while True:
             came = await self._try(candidate)
             if isinstance(came, Download):
-                kept = self.ledger.downloaded(candidate, came)
+                kept = copies.keep(self.ledger, candidate, came)
                 if kept.removed is not None:
                     (self._downloader.out / kept.removed).unlink(missing_ok=True)
                 return kept.province, kept.displaced
@@ -494,7 +494,7 @@ class Collector:
 
     def _photos_come(self) -> None:
         if self._no_photos.over() and self._given_up:
-            self.ledger.take_back(self._given_up)
+            reopening.just_rejected(self.ledger, self._given_up)
             self._taken_back = True
         self._given_up.clear()
 
