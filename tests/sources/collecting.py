@@ -74,22 +74,34 @@ class FaultyFlickr(FlickrServer):
         return as_jpeg(self._pictures[seed, side])
 
 
-def overrides(server: FlickrServer, out: Path, **more: Any) -> list[str]:
-    """What makes a collection from the server quick, as one would type it."""
+def typed(source: str, out: Path, **more: Any) -> list[str]:
+    """What makes a collection from a server of this machine quick, as one would type it."""
     settings = {
-        "source": "flickr", "source.api": server.api, "source.photo_hosts": "[127.0.0.1]",
-        "source.result_cap": server.cap, "source.per_page": min(server.most_per_page, server.cap),
-        "source.pause_s": 0.01, "source.uploaded_until": "2024-01-01",
-        "allow_private_hosts": "true", "min_side_px": 32, "rate_per_s": 10000,
+        "source": source, "allow_private_hosts": "true", "min_side_px": 32, "rate_per_s": 10000,
         "photos_per_s": 10000, "backoff_s": 0.01, "targets": "null", "out": out, **more,
     }  # fmt: skip
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+def checked(overrides: list[str]) -> CollectConfig:
+    """The configuration of a collection."""
+    cfg = compose("collect", overrides)
+    return options(CollectConfig, {k: v for k, v in plain(cfg).items() if k != "hydra"}, "")
+
+
+def overrides(server: FlickrServer, out: Path, **more: Any) -> list[str]:
+    """What makes a collection from the stand-in of Flickr quick, as one would type it."""
+    settings = {
+        "source.api": server.api, "source.photo_hosts": "[127.0.0.1]",
+        "source.result_cap": server.cap, "source.per_page": min(server.most_per_page, server.cap),
+        "source.pause_s": 0.01, "source.uploaded_until": "2024-01-01", **more,
+    }  # fmt: skip
+    return typed("flickr", out, **settings)
+
+
 def configured(server: FlickrServer, out: Path, **more: Any) -> CollectConfig:
     """The configuration of such a collection."""
-    cfg = compose("collect", overrides(server, out, **more))
-    return options(CollectConfig, {k: v for k, v in plain(cfg).items() if k != "hydra"}, "")
+    return checked(overrides(server, out, **more))
 
 
 def collect_here(server: FlickrServer, out: Path, **more: Any) -> Ended:

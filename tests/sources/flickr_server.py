@@ -1,4 +1,4 @@
-"""Stands in for Flickr: search by area and time with its caps and habits, and its pictures."""
+"""Stands in for Flickr, its search with caps and its pictures; the source that asks it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import shapely
 
+from geopak.geo.boundaries import Outlines
+from geopak.schema.sources.flickr import FlickrOptions
+from geopak.sources.flickr import FlickrSource
+from tests.sources.lands import region_of, scattered, with_changes
 from tests.sources.stand_in import RateLimit, Reply, Request, StandIn, as_jpeg, as_json, jpeg
 
 KEY = "0123456789abcdef-flickr-key"
@@ -30,6 +35,10 @@ LICENSES = {
     "11": ("Attribution-ShareAlike 4.0", "licenses/by-sa/4.0/"),
     "12": ("Attribution 4.0", "licenses/by/4.0/"),
 }
+BOX = (24.0, 66.0, 28.0, 70.0)
+# A corner is cut off, so that tiles lie half outside.
+LAND = shapely.Polygon([(66, 24), (70, 24), (70, 27), (69, 28), (66, 28)])
+EVERY = {"licenses": None, "min_accuracy": 1, "uploaded_until": "2024-01-01"}
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,7 @@ def shots(
         first_id: of the ids.
     """
     rng = np.random.default_rng(seed)
-    south, west, north, east = box
-    lat, lon = rng.uniform(south, north, count), rng.uniform(west, east, count)
-    if clustered:
-        town = count // 2
-        lat[:town] = south + (north - south) * (0.4 + 0.1 * rng.random(town))
-        lon[:town] = west + (east - west) * (0.7 + 0.1 * rng.random(town))
+    lat, lon = scattered(rng, count, box, clustered)
     uploaded = rng.integers(BEGIN, END, count)
     codes = rng.choice(list(LICENSES), count)
     levels = rng.choice([16, 15, 14, 13, 11, 6], count, p=[0.6, 0.1, 0.1, 0.1, 0.05, 0.05])
@@ -221,12 +225,7 @@ class FlickrServer(StandIn):
         for size, width, height in shot.sizes:
             entry[f"url_{size}"] = f"{self.url}/pictures/{shot.id}_{size}.jpg"
             entry[f"width_{size}"], entry[f"height_{size}"] = width, height
-        for key, value in shot.changes:
-            if value is None:
-                entry.pop(key, None)
-            else:
-                entry[key] = value
-        return entry
+        return with_changes(entry, shot.changes)
 
 
 def fail(code: int, message: str) -> Reply:
@@ -237,3 +236,23 @@ def fail(code: int, message: str) -> Reply:
 def changed(shot: Shot, **changes: Any) -> Shot:
     """The photo with other fields in its entry; ``None`` takes a field away."""
     return replace(shot, changes=tuple(changes.items()))
+
+
+def source_of(
+    server: FlickrServer, *lands: shapely.Polygon | shapely.MultiPolygon, **options: Any
+) -> FlickrSource:
+    """The source that asks a stand-in for photos of lands."""
+    lands = lands or (LAND,)
+    settled = FlickrOptions(
+        api=server.api,
+        photo_hosts=("127.0.0.1",),
+        pause_s=0.01,
+        **{
+            "result_cap": server.cap,
+            "estimated_in_province": max(1, len(server.shots)),
+            "per_page": min(server.most_per_page, server.cap),
+            **EVERY,
+            **options,
+        },
+    )
+    return FlickrSource(settled, region_of(lands), Outlines(lands))

@@ -1,4 +1,4 @@
-"""Stands in for the Google Places API (New): its two searches, their caps, and photo media."""
+"""Stands in for the Google Places API (New), its searches and media; the source that asks it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import shapely
 
+from geopak.geo.boundaries import Outlines
 from geopak.geo.distance import haversine_km_array
+from geopak.schema.sources.google_places import GooglePlacesOptions
+from geopak.sources.google_places import GooglePlacesSource
+from tests.sources.lands import region_of, scattered, with_changes
 from tests.sources.stand_in import RateLimit, Reply, Request, StandIn, as_jpeg, as_json, jpeg
 
 KEY = "AIzaSy-places-key"
 TYPES = ("park", "mosque", "plaza", "restaurant")
+BOX = (24.0, 66.0, 26.0, 68.0)
+LAND = shapely.Polygon([(66, 24), (68, 24), (68, 25.5), (67.5, 26), (66, 26)])
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,7 @@ def places(
 ) -> list[Place]:
     """Places at random, half of them close together; ``box`` is south, west, north, east."""
     rng = np.random.default_rng(seed)
-    south, west, north, east = box
-    lat, lon = rng.uniform(south, north, count), rng.uniform(west, east, count)
-    if clustered:
-        town = count // 2
-        lat[:town] = south + (north - south) * (0.4 + 0.1 * rng.random(town))
-        lon[:town] = west + (east - west) * (0.7 + 0.1 * rng.random(town))
+    lat, lon = scattered(rng, count, box, clustered)
     return [
         Place(
             f"ChIJ{seed}-{n}",
@@ -190,12 +192,7 @@ class PlacesServer(StandIn):
         }
         if place.photos:
             entry["photos"] = [self._photo(place, n) for n in range(place.photos)]
-        for key, value in place.changes:
-            if value is None:
-                entry.pop(key, None)
-            else:
-                entry[key] = value
-        return entry
+        return with_changes(entry, place.changes)
 
     def _photo(self, place: Place, number: int) -> dict[str, Any]:
         # The name is another one in every answer; it still leads to the photo.
@@ -233,3 +230,23 @@ class PlacesServer(StandIn):
 def fault(status: int, name: str, message: str) -> Reply:
     """A fault in Google's form."""
     return as_json({"error": {"code": status, "message": message, "status": name}}, status)
+
+
+def source_of(server: PlacesServer, *lands: shapely.Polygon, **options: Any) -> GooglePlacesSource:
+    """The source that asks a stand-in for photos of lands."""
+    lands = lands or (LAND,)
+    settled = GooglePlacesOptions(
+        **{
+            "accept_terms": True,
+            "api": server.url,
+            "photo_hosts": ("127.0.0.1",),
+            "types": TYPES[:3],
+            "text_queries": ("viewpoint",),
+            "max_photos_per_place": 10,
+            "result_cap": server.nearby_cap,
+            "text_result_cap": server.text_cap,
+            "start_radius_km": 50.0,
+            **options,
+        }
+    )
+    return GooglePlacesSource(settled, region_of(lands), Outlines(lands))

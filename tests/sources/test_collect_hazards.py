@@ -11,10 +11,10 @@ from PIL import Image
 
 from geopak.cli import compose
 from geopak.errors import ConfigError, SourceError
-from geopak.options import options, plain
 from geopak.schema.collecting import CollectConfig
 from geopak.sources.running import collect, dry_run
 from tests.sources.collecting import (
+    checked,
     collect_here,
     configured,
     ledger_of,
@@ -54,8 +54,7 @@ def reasons(out: Path) -> dict[str, str]:
 
 
 def of_folder(root: Path, out: Path, *more: str) -> CollectConfig:
-    cfg = compose("collect", ["source=folder", f"source.root={root}", f"out={out}", *more])
-    return options(CollectConfig, {k: v for k, v in plain(cfg).items() if k != "hydra"}, "")
+    return checked(["source=folder", f"source.root={root}", f"out={out}", *more])
 
 
 # --- other people's files -------------------------------------------------------------------
@@ -267,8 +266,7 @@ def test_what_a_setting_rejected_another_setting_takes_back(reason: str, tmp_pat
 
 
 def google(out: Path, *more: str) -> CollectConfig:
-    cfg = compose("collect", ["source=google_places", f"out={out}", "targets=5", *more])
-    return options(CollectConfig, {k: v for k, v in plain(cfg).items() if k != "hydra"}, "")
+    return checked(["source=google_places", f"out={out}", "targets=5", *more])
 
 
 def test_a_quota_takes_the_brake_only_off_what_it_names(

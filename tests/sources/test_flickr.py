@@ -15,34 +15,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geopak.errors import ConfigError, RefusedQueryError, SourceError
-from geopak.geo.boundaries import Outlines
-from geopak.geo.region import Province, Region
 from geopak.options import options as read_options
 from geopak.schema.sources.flickr import FlickrOptions
 from geopak.sources.addresses import host_is_listed
-from geopak.sources.flickr import FlickrSource
 from geopak.sources.flickr_levels import accuracy_km
 from geopak.sources.http import UnavailableError
 from geopak.sources.licenses import base_key
-from geopak.sources.records import FoundPhoto, Source
+from geopak.sources.records import FoundPhoto
 from tests.sources.flickr_server import (
     BEGIN,
+    BOX,
     END,
     KEY,
+    LAND,
     LICENSES,
     FlickrServer,
     Shot,
     changed,
     fail,
     shots,
+    source_of,
 )
+from tests.sources.lands import inside as lying_inside
 from tests.sources.searching import QUICK, Collected, collect
 from tests.sources.stand_in import as_json, html_page, hung_up, too_many_requests, unavailable
-
-BOX = (24.0, 66.0, 28.0, 70.0)
-# A corner is cut off, so that tiles lie half outside.
-LAND = shapely.Polygon([(66, 24), (70, 24), (70, 27), (69, 28), (66, 28)])
-EVERY = {"licenses": None, "min_accuracy": 1, "uploaded_until": "2024-01-01"}
 
 
 @pytest.fixture(autouse=True)
@@ -50,50 +46,19 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLICKR_API_KEY", KEY)
 
 
-def source_of(
-    server: FlickrServer, *lands: shapely.Polygon | shapely.MultiPolygon, **options: Any
-) -> FlickrSource:
-    lands = lands or (LAND,)
-    region = Region("land", "Land", tuple(Province(f"p{k}", f"P{k}") for k in range(len(lands))))
-    settled = FlickrOptions(
-        api=server.api,
-        photo_hosts=("127.0.0.1",),
-        pause_s=0.01,
-        **{
-            "result_cap": server.cap,
-            "estimated_in_province": max(1, len(server.shots)),
-            "per_page": min(server.most_per_page, server.cap),
-            **EVERY,
-            **options,
-        },
-    )
-    return FlickrSource(settled, region, Outlines(lands))
-
-
 def inside(server: FlickrServer, *lands: shapely.Polygon) -> set[str]:
-    """Ids of the photos in the region, by looking at every one."""
-    where = Outlines(lands or (LAND,)).province_of(
-        [[s.latitude, s.longitude] for s in server.shots]
-    )
-    return {shot.id for shot, province in zip(server.shots, where, strict=True) if province >= 0}
+    """Ids of the photos in the region."""
+    return {shot.id for shot in lying_inside(lands or (LAND,), server.shots)}
 
 
 def found_inside(got: Collected, *lands: shapely.Polygon) -> set[str]:
-    photos = list(got.by_id.values())
-    where = Outlines(lands or (LAND,)).province_of([[p.latitude, p.longitude] for p in photos])
-    return {photo.source_id for photo, at in zip(photos, where, strict=True) if at >= 0}
+    return {photo.source_id for photo in lying_inside(lands or (LAND,), got.by_id.values())}
 
 
 def search_urls(server: FlickrServer) -> list[str]:
     return [
         r.request.target for r in server.requests if not r.fault and "search" in r.query["method"]
     ]
-
-
-def test_it_is_a_source() -> None:
-    with FlickrServer([]) as server:
-        source: Source = source_of(server)
-    assert source.api_hosts == ("127.0.0.1",)
 
 
 def test_every_photo_is_found_once_in_spite_of_the_cap() -> None:
@@ -389,34 +354,6 @@ def test_faults_of_the_network_lose_nothing() -> None:
         assert len(answered) == len(set(answered))
 
 
-def test_a_wrong_key_is_told_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLICKR_API_KEY", "secret-wrong-key")
-    with FlickrServer([GOOD]) as server, pytest.raises(SourceError) as told:
-        collect(source_of(server))
-    assert "FLICKR_API_KEY" in str(told.value)
-    assert "secret-wrong-key" not in str(told.value)
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("key", ["schlüssel-1234", "two words", "a\nb"])
-def test_a_key_that_can_be_none_is_not_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("FLICKR_API_KEY", key)
-    with (
-        FlickrServer([GOOD]) as server,
-        pytest.raises(SourceError, match="FLICKR_API_KEY holds") as told,
-    ):
-        collect(source_of(server))
-    assert key not in str(told.value)
-    assert not server.requests
-
-
-def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FLICKR_API_KEY")
-    with FlickrServer([GOOD]) as server, pytest.raises(SourceError, match="apps/create"):
-        collect(source_of(server))
-    assert not server.requests
-
-
 def test_a_refusal_of_one_query_is_told_with_its_number() -> None:
     with FlickrServer([GOOD]) as server:
         server.faults.add(fail(4, "No permission"), when=lambda r: "search" in r.query["method"])
@@ -548,15 +485,6 @@ def test_estimate_grows_with_the_targets_and_is_free() -> None:
 def test_options_that_cannot_be(section: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         read_options(FlickrOptions, {"name": "flickr", **section}, "source")
-
-
-def test_conf_is_the_dataclass() -> None:
-    from omegaconf import OmegaConf
-
-    section = OmegaConf.to_container(OmegaConf.load("conf/source/flickr.yaml"))
-    assert isinstance(section, dict)
-    assert set(section) == {field.name for field in dataclasses.fields(FlickrOptions)}
-    assert read_options(FlickrOptions, section, "source") == FlickrOptions()  # type: ignore[arg-type]
 
 
 def test_the_stand_in_repeats_itself_beyond_the_cap() -> None:

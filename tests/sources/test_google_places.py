@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,44 +14,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geopak.errors import ConfigError, RefusedQueryError, SourceError
-from geopak.geo.boundaries import Outlines
-from geopak.geo.region import Province, Region
 from geopak.options import options as read_options
 from geopak.schema.sources.google_places import GooglePlacesOptions
-from geopak.sources.google_places import GooglePlacesSource
 from geopak.sources.http import UnavailableError
-from geopak.sources.records import FoundPhoto, Source
-from tests.sources.places_server import KEY, TYPES, Place, PlacesServer, places
+from geopak.sources.records import FoundPhoto
+from tests.sources.lands import inside as lying_inside
+from tests.sources.places_server import (
+    BOX,
+    KEY,
+    LAND,
+    TYPES,
+    Place,
+    PlacesServer,
+    places,
+    source_of,
+)
 from tests.sources.searching import Collected, collect, locate
 from tests.sources.stand_in import as_json, hung_up, too_many_requests, unavailable
-
-BOX = (24.0, 66.0, 26.0, 68.0)
-LAND = shapely.Polygon([(66, 24), (68, 24), (68, 25.5), (67.5, 26), (66, 26)])
 
 
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_MAPS_API_KEY", KEY)
-
-
-def source_of(server: PlacesServer, *lands: shapely.Polygon, **options: Any) -> GooglePlacesSource:
-    lands = lands or (LAND,)
-    region = Region("land", "Land", tuple(Province(f"p{k}", f"P{k}") for k in range(len(lands))))
-    settled = GooglePlacesOptions(
-        **{
-            "accept_terms": True,
-            "api": server.url,
-            "photo_hosts": ("127.0.0.1",),
-            "types": TYPES[:3],
-            "text_queries": ("viewpoint",),
-            "max_photos_per_place": 10,
-            "result_cap": server.nearby_cap,
-            "text_result_cap": server.text_cap,
-            "start_radius_km": 50.0,
-            **options,
-        }
-    )
-    return GooglePlacesSource(settled, region, Outlines(lands))
 
 
 def expected(
@@ -60,25 +45,16 @@ def expected(
     words: str = "",
 ) -> dict[str, int]:
     """Photos of each place in the region that the question is about, by looking at every one."""
-    where = Outlines(lands or (LAND,)).province_of(
-        [[p.latitude, p.longitude] for p in server.places]
-    )
     return {
         place.id: place.photos
-        for place, at in zip(server.places, where, strict=True)
-        if at >= 0 and place.photos and place.type in types and words in place.words
+        for place in lying_inside(lands or (LAND,), server.places)
+        if place.photos and place.type in types and words in place.words
     }
 
 
 def found(got: Collected, *lands: shapely.Polygon) -> dict[str, int]:
     """Photos of each place in the region that came, each counted once."""
-    photos = list(got.by_id.values())
-    where = Outlines(lands or (LAND,)).province_of([[p.latitude, p.longitude] for p in photos])
-    out: dict[str, int] = {}
-    for photo, at in zip(photos, where, strict=True):
-        if at >= 0:
-            out[str(photo.album)] = out.get(str(photo.album), 0) + 1
-    return out
+    return Counter(str(p.album) for p in lying_inside(lands or (LAND,), got.by_id.values()))
 
 
 def beyond(got: Collected) -> list[str]:
@@ -87,12 +63,6 @@ def beyond(got: Collected) -> list[str]:
 
 def questions(server: PlacesServer) -> list[bytes]:
     return [r.request.body for r in server.requests if not r.fault and "search" in r.path]
-
-
-def test_it_is_a_source() -> None:
-    with PlacesServer([]) as server:
-        source: Source = source_of(server)
-    assert source.api_hosts == ("127.0.0.1",)
 
 
 def test_every_place_is_found_in_spite_of_the_cap_of_nearby() -> None:
@@ -350,35 +320,6 @@ def test_terms_come_before_the_first_request() -> None:
     assert not server.requests
 
 
-@pytest.mark.parametrize("key", ["schlüssel-1234", "two words", "a\nb"])
-def test_a_key_that_can_be_none_is_not_sent(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("GOOGLE_MAPS_API_KEY", key)
-    with (
-        PlacesServer([GOOD]) as server,
-        pytest.raises(SourceError, match="GOOGLE_MAPS_API_KEY holds") as told,
-    ):
-        collect(source_of(server))
-    assert key not in str(told.value)
-    assert not server.requests
-
-
-def test_without_a_key_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GOOGLE_MAPS_API_KEY")
-    with PlacesServer([GOOD]) as server, pytest.raises(SourceError, match="GOOGLE_MAPS_API_KEY"):
-        collect(source_of(server))
-    assert not server.requests
-
-
-def test_a_wrong_key_is_told_without_showing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOOGLE_MAPS_API_KEY", "AIza-wrong-secret")
-    with PlacesServer([GOOD]) as server, pytest.raises(SourceError) as told:
-        collect(source_of(server))
-    assert not isinstance(told.value, RefusedQueryError)
-    assert "GOOGLE_MAPS_API_KEY" in str(told.value)
-    assert "AIza-wrong-secret" not in str(told.value)
-    assert told.value.__cause__ is None
-
-
 def test_a_query_that_google_refuses_is_told() -> None:
     fault = {"error": {"code": 400, "message": "Unsupported types: sea_monster."}}
     with PlacesServer([GOOD]) as server:
@@ -463,12 +404,3 @@ def test_cost_by_kind_of_request() -> None:
 def test_options_that_cannot_be(section: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(told)):
         read_options(GooglePlacesOptions, {"name": "google_places", **section}, "source")
-
-
-def test_conf_is_the_dataclass() -> None:
-    from omegaconf import OmegaConf
-
-    section = OmegaConf.to_container(OmegaConf.load("conf/source/google_places.yaml"))
-    assert isinstance(section, dict)
-    assert set(section) == {field.name for field in dataclasses.fields(GooglePlacesOptions)}
-    assert read_options(GooglePlacesOptions, section, "source") == GooglePlacesOptions()  # type: ignore[arg-type]

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from geopak.cli import compose
 from geopak.errors import SourceError
 from geopak.geo.boundaries import Outlines
-from geopak.options import options, plain
 from geopak.schema.collecting import CollectConfig
 from geopak.sources.running import collect, dry_run
-from tests.sources.collecting import rows_of
+from tests.sources.collecting import checked, rows_of, typed
 from tests.sources.places_server import KEY, TYPES, PlacesServer, places
 
 # Pakistan's north, where four provinces meet.
@@ -28,15 +26,11 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def configured(server: PlacesServer, out: Path, **more: Any) -> CollectConfig:
     settings = {
-        "source": "google_places", "source.api": server.url,
-        "source.photo_hosts": "[127.0.0.1]", "source.types": f"[{','.join(TYPES[:3])}]",
-        "source.accept_terms": "true", "source.start_radius_km": 50,
-        "source.max_photos_per_place": 2, "allow_private_hosts": "true", "min_side_px": 32,
-        "rate_per_s": 10000, "photos_per_s": 10000, "backoff_s": 0.01, "targets": "null",
-        "quota": "{}", "out": out, **more,
+        "source.api": server.url, "source.photo_hosts": "[127.0.0.1]",
+        "source.types": f"[{','.join(TYPES[:3])}]", "source.accept_terms": "true",
+        "source.start_radius_km": 50, "source.max_photos_per_place": 2, "quota": "{}", **more,
     }  # fmt: skip
-    cfg = compose("collect", [f"{key}={value}" for key, value in settings.items()])
-    return options(CollectConfig, {k: v for k, v in plain(cfg).items() if k != "hydra"}, "")
+    return checked(typed("google_places", out, **settings))
 
 
 def test_photos_of_places_are_collected_once_and_kept_with_all_that_is_known(

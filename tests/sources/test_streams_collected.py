@@ -13,12 +13,9 @@ from urllib.parse import quote
 
 import pytest
 
-from geopak.cli import compose
 from geopak.errors import SourceError
-from geopak.options import options, plain
-from geopak.schema.collecting import CollectConfig
 from geopak.sources.running import collect
-from tests.sources.collecting import files_of, rows_of
+from tests.sources.collecting import checked, files_of, rows_of, typed
 from tests.sources.stand_in import Reply, Request, StandIn, as_jpeg, jpeg, redirect
 from tests.sources.wikimedia_server import Wiki, WikimediaServer, point
 from tests.sources.yfcc_dump import Files, as_text, dump_line
@@ -27,13 +24,7 @@ KARACHI, QUETTA, DELHI = (24.86, 67.01), (30.18, 66.99), (28.61, 77.21)
 
 
 def collected(source: str, out: Path, **more: Any) -> dict[str, Any]:
-    settings = {
-        "source": source, "allow_private_hosts": "true", "min_side_px": 32, "rate_per_s": 10000,
-        "photos_per_s": 10000, "backoff_s": 0.01, "targets": "null", "out": out, **more,
-    }  # fmt: skip
-    cfg = compose("collect", [f"{key}={value}" for key, value in settings.items()])
-    config = options(CollectConfig, {k: v for k, v in plain(cfg).items() if k != "hydra"}, "")
-    return collect(config).summary
+    return collect(checked(typed(source, out, **more))).summary
 
 
 def reasons(out: Path) -> dict[str, str]:
