@@ -40,9 +40,9 @@ from geopak.cli import CONFIG_DIR
 from geopak.geo.boundaries import Outlines
 from geopak.geo.distance import KM_PER_DEGREE
 from geopak.geo.region import Region
-from geopak.render.photoset import PlacesConfig
 from geopak.render.towns import Towns
 from geopak.render.world import town_radius_km
+from geopak.schema.rendering import PlacesConfig
 
 PUBLISHED = {
     "sindh": 65_221,

@@ -364,7 +364,7 @@ def identity(cfg: DictConfig, predictor: GeopakPredictor) -> str:
 
 def _draw(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outcome) -> None:
     """The picture of ``map=``, of an answer that an earlier run may have written."""
-    from geopak.report.figures import draw_prediction
+    from geopak.report.prediction_figure import draw_prediction
 
     answer = outcome.answers[0] if outcome.answers else predictor.predict(photo)
     Path(cfg.map).parent.mkdir(parents=True, exist_ok=True)

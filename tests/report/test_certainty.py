@@ -24,7 +24,7 @@ from geopak.report.certainty import (
 from geopak.report.evaluation import Evaluation, write_report
 from geopak.report.groups import PhotoGroups
 
-from .test_evaluation import CELLS, CONTEXT, OUTLINES, REGION, make_evaluation
+from .squareland import CELLS, CONTEXT, OUTLINES, REGION, make_evaluation
 
 NUM = 600
 COVERAGES = (0.5, 0.8, 0.9, 0.95)

@@ -12,74 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from shapely.geometry import box
 
 from geopak.errors import GeopakError
-from geopak.geo.boundaries import Outlines
-from geopak.geo.cells import NUM_NEIGHBOURS, CellTable
 from geopak.geo.distance import haversine_km_array
-from geopak.geo.region import Province, Region
-from geopak.report.evaluation import Evaluation, summarize, write_report
-from geopak.report.figures import choose_rows, draw_prediction, format_km
+from geopak.report.evaluation import summarize, write_report
 from geopak.report.groups import PhotoGroups, group_photos
 
-REGION = Region(
-    name="squareland",
-    title="Squareland <&> Sons",
-    provinces=(
-        Province(key="west", name="West | Coast"),
-        Province(key="middle", name="Middle <b>"),
-        Province(key="east", name="East"),
-    ),
-)
-OUTLINES = Outlines((box(10, 40, 12, 44), box(12, 40, 14, 44), box(14, 40, 16, 44)))
-CELLS = CellTable(
-    province_id=np.array([0, 0, 1, 2]),
-    center_latlon_deg=np.array([[41.0, 11.0], [43.0, 11.5], [42.0, 13.0], [42.0, 15.0]]),
-    radius_km=np.full(4, 30.0),
-    count=np.array([10, 40, 90, 5]),
-    urban=np.array([True, False, True, False]),
-    sparse=np.zeros(4, bool),
-    neighbours=np.full((4, NUM_NEIGHBOURS), -1),
-)
-CONTEXT = {"split": "test", "checkpoint": Path("best.ckpt"), "decoding": {"within_km": 25}}
+from .squareland import CELLS, CONTEXT, OUTLINES, REGION, make_evaluation
+
 FILES = {
     "report.json", "report.md", "report.html", "predictions.parquet", "error_map.png",
     "error_curve.png", "confusion.png", "reliability.png", "photos.png", "silence.png",
 }  # fmt: skip
-
-
-def make_evaluation(num: int, provinces: tuple[int, ...] = (0, 1), seed: int = 0) -> Evaluation:
-    """Photos of the provinces given; one photo's file is missing, one is turned by EXIF."""
-    rng = np.random.default_rng(seed)
-    province_id = np.resize(provinces, num).astype(np.int64)
-    cell_id = np.array([0, 2, 3])[province_id]
-    truth = CELLS.center_latlon_deg[cell_id] + rng.normal(0, 0.1, (num, 2))
-    hypotheses = truth[:, None] + rng.normal(0, 0.5, (num, 4, 2))
-    probability = rng.dirichlet(np.ones(4), num)
-    return Evaluation(
-        id=[f"photo{row}" for row in range(num)],
-        path=[f"{row}.jpg" for row in range(num)],
-        latlon_deg=truth,
-        province_id=province_id,
-        cell_id=cell_id,
-        urban=CELLS.urban[cell_id],
-        predicted_latlon_deg={
-            "mean": (hypotheses * probability[..., None]).sum(1),
-            "argmax": hypotheses[np.arange(num), probability.argmax(1)],
-        },
-        rule="mean",
-        province_prob=rng.dirichlet(np.ones(3), num),
-        cell_rank=rng.integers(0, 8, num),
-        top_cell_prob=rng.random(num),
-        confidence=rng.random(num),
-        confidence_km=25.0,
-        teacher_forced_latlon_deg=truth + rng.normal(0, 0.02, (num, 2)),
-        hypothesis_latlon_deg=hypotheses,
-        hypothesis_probability=probability,
-        gate=rng.random(num),
-        answer_score=rng.random(num),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -328,41 +272,3 @@ def test_page_says_how_photos_were_grouped(
 def test_broken_evaluations_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(GeopakError, match=message):
         dataclasses.replace(make_evaluation(2), **change)
-
-
-@pytest.mark.parametrize("num", [1, 2, 3, 7, 40])
-def test_no_photo_is_shown_twice(num: int) -> None:
-    error_km = np.random.default_rng(num).random(num)
-    chosen = choose_rows(error_km, per_row=5, seed=0)
-    rows = np.concatenate(list(chosen.values()))
-    assert len(set(rows)) == len(rows) == min(num, 15) // 3 * 3 or len(rows) <= num < 3
-    assert (
-        error_km[chosen["Smallest errors"]].max()
-        == np.sort(error_km)[len(chosen["Smallest errors"]) - 1]
-    )
-
-
-def test_distances_are_written_with_useful_digits() -> None:
-    written = [format_km(km) for km in (0, 0.4219, 0.996, 3.14, 9.96, 57.2, 1204.4)]
-    assert written == ["0.00", "0.42", "1.0", "3.1", "10", "57", "1,204"]
-
-
-@pytest.mark.parametrize("kind", ["path", "grey image", "none"])
-def test_prediction_picture(tmp_path: Path, photo_root: Path, kind: str) -> None:
-    result = {
-        "province": "East",
-        "province_probabilities": {"East": 0.7, "West | Coast": 0.3, "Middle <b>": 0.0},
-        "lat": -42.0,
-        "lon": 15.0,
-        "confidence": 0.4,
-        "confidence_km": 25.0,
-        "hypotheses": [
-            {"lat": 42.0, "lon": 15.0, "probability": 0.7, "province": "East", "cell_id": 3,
-             "radius_km": 30.0},
-        ],
-    }  # fmt: skip
-    photo = {"path": photo_root / "1.jpg", "grey image": Image.new("L", (30, 90)), "none": None}
-    out = tmp_path / "map.png"
-    draw_prediction(out, result, REGION, OUTLINES, photo[kind])
-    with Image.open(out) as image:
-        assert image.size[0] > 1000

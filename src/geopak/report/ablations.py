@@ -11,7 +11,7 @@ from typing import Any
 from scipy import stats
 
 from geopak.errors import GeopakError
-from geopak.report.figures import rule_title
+from geopak.report.wording import rule_title
 
 CONFIDENCE = 0.95
 BEGIN, END = "<!-- ablations: begin -->", "<!-- ablations: end -->"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from geopak.report.comparison import METRICS, TESTS, Comparison, Estimate, RunComparison
-from geopak.report.figures import format_km, rule_title
 from geopak.report.groups import FEW_GROUPS, FEW_PHOTOS
 from geopak.report.page import Page, Section, Table
+from geopak.report.wording import format_km, rule_title
 
 TITLES = {
     "median_km": "median error",

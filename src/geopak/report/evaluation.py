@@ -18,7 +18,7 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Region
-from geopak.report import figures
+from geopak.report import certainty_figures, evaluation_figures, photo_figures
 from geopak.report.certainty import (
     Claims,
     MeasuredRegions,
@@ -229,7 +229,7 @@ def write_report(
     predictions = predictions_frame(evaluation, region, cells)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     error_km = evaluation.error_km
-    figures.draw_error_map(
+    evaluation_figures.draw_error_map(
         folder / "error_map.png",
         evaluation.latlon_deg,
         evaluation.predicted_latlon_deg[evaluation.rule],
@@ -237,27 +237,29 @@ def write_report(
         region,
         outlines,
     )
-    figures.draw_error_curve(
+    evaluation_figures.draw_error_curve(
         folder / "error_curve.png",
         error_km,
         evaluation.baseline_errors_km(cells),
         evaluation.teacher_forced_km,
     )
-    figures.draw_confusion(
+    evaluation_figures.draw_confusion(
         folder / "confusion.png",
         evaluation.province_id,
         evaluation.predicted_province_id,
         region.names,
     )
-    figures.draw_reliability(folder / "reliability.png", report["calibration"])
-    figures.draw_silence(
+    certainty_figures.draw_reliability(folder / "reliability.png", report["calibration"])
+    certainty_figures.draw_silence(
         folder / "silence.png", evaluation.answer_score, error_km, evaluation.confidence_km
     )
     if evaluation.regions is None:
         (folder / "regions.png").unlink(missing_ok=True)
     else:
-        figures.draw_regions(folder / "regions.png", report["regions"], evaluation.regions)
-    figures.draw_photos(
+        certainty_figures.draw_regions(
+            folder / "regions.png", report["regions"], evaluation.regions
+        )
+    photo_figures.draw_photos(
         folder / "photos.png",
         _cards(evaluation, region, Path(photo_root)),
         error_km,
@@ -491,10 +493,12 @@ def predictions_frame(evaluation: Evaluation, region: Region, cells: CellTable) 
     )
 
 
-def _cards(evaluation: Evaluation, region: Region, photo_root: Path) -> list[figures.PhotoCard]:
+def _cards(
+    evaluation: Evaluation, region: Region, photo_root: Path
+) -> list[photo_figures.PhotoCard]:
     predicted = evaluation.predicted_latlon_deg[evaluation.rule]
     return [
-        figures.PhotoCard(
+        photo_figures.PhotoCard(
             path=photo_root / evaluation.path[row],
             latlon_deg=evaluation.latlon_deg[row],
             predicted_latlon_deg=predicted[row],

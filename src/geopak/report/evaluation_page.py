@@ -7,9 +7,9 @@ from typing import Any
 
 from geopak.geo.region import Region
 from geopak.report.certainty import KEPT, LESS, MORE, verdict_in_words
-from geopak.report.figures import format_km, rule_title
 from geopak.report.groups import FEW_GROUPS, FEW_PHOTOS
 from geopak.report.page import Page, Section, Table
+from geopak.report.wording import format_km, rule_title
 from geopak.schema.training import THRESHOLDS_KM
 
 _TEACHER_FORCED = (

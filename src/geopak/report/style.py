@@ -16,6 +16,8 @@ INK = "#22303c"
 MUTED = "#7b8794"
 GRID = "#e3e8ec"
 MODEL_COLOR = "#1f6f8b"
+TRUTH_COLOR = "#1d9a6c"
+PREDICTED_COLOR = "#d1495b"
 _DPI = 130
 
 

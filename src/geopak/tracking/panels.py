@@ -14,7 +14,8 @@ from PIL import Image
 from geopak.data.datamodule import GeopakDataModule
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
-from geopak.report.figures import choose_rows, draw_confusion, draw_error_map, thumbnail
+from geopak.report.evaluation_figures import draw_confusion, draw_error_map
+from geopak.report.photo_figures import choose_rows, thumbnail
 from geopak.tracking.record import CellUsage, ValidationRecord
 
 GATE = "val/gate/all"
