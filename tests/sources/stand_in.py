@@ -17,6 +17,7 @@ import json
 import math
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -286,9 +287,15 @@ class StandIn:
     Args:
         respond: answers what no fault answers; an exception in it becomes a 500 and is kept.
         limit: of the rate; ``None``: none.
+        tls: certificate and key, for https.
     """
 
-    def __init__(self, respond: Responder | None = None, limit: RateLimit | None = None) -> None:
+    def __init__(
+        self,
+        respond: Responder | None = None,
+        limit: RateLimit | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._respond = respond
         self.limit = limit
         self.faults = Faults()
@@ -301,6 +308,12 @@ class StandIn:
         handler = type("Handler", (_Handler,), {"stand_in": self})
         # Bound already, so that an address is known before the first request is answered.
         self._server = _Server(("127.0.0.1", 0), handler)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            # Who hangs up in the middle of it must not hold up others: each in its own thread.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True, name="stand-in"
         )
@@ -319,7 +332,7 @@ class StandIn:
     @property
     def url(self) -> str:
         """Without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def asked(self, path: str = "", status: int | None = None) -> list[Record]:
         """The requests so far whose path begins so, those with a status alone if one is given."""
