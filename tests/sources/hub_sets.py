@@ -21,7 +21,7 @@ from geopak.schema.sources.huggingface import HuggingFaceOptions
 from geopak.sources.huggingface import HuggingFaceSource
 from geopak.sources.publishing import parquet_schema
 
-from .asking import Asked, located
+from .asking import Asking, located
 
 KARACHI, LAHORE, DELHI = (24.8607, 67.0011), (31.5497, 74.3436), (28.6139, 77.209)
 
@@ -82,7 +82,7 @@ def content(source: HuggingFaceSource, photo: Any) -> bytes:
     return Path(unquote(url.path)).read_bytes()
 
 
-def own_ids(asked: Asked) -> list[str]:
+def own_ids(asked: Asking) -> list[str]:
     return [photo.source_id.rpartition("/")[2] for photo in asked.photos]
 
 

@@ -22,6 +22,7 @@ from geopak.sources.flickr_levels import accuracy_km
 from geopak.sources.http import UnavailableError
 from geopak.sources.licenses import base_key
 from geopak.sources.records import FoundPhoto
+from tests.sources.asking import Asking, collect
 from tests.sources.flickr_server import (
     BEGIN,
     BOX,
@@ -37,7 +38,6 @@ from tests.sources.flickr_server import (
     source_of,
 )
 from tests.sources.lands import inside as lying_inside
-from tests.sources.searching import QUICK, Collected, collect
 from tests.sources.stand_in import as_json, html_page, hung_up, too_many_requests, unavailable
 
 
@@ -51,7 +51,7 @@ def inside(server: FlickrServer, *lands: shapely.Polygon) -> set[str]:
     return {shot.id for shot in lying_inside(lands or (LAND,), server.shots)}
 
 
-def found_inside(got: Collected, *lands: shapely.Polygon) -> set[str]:
+def found_inside(got: Asking, *lands: shapely.Polygon) -> set[str]:
     return {photo.source_id for photo in lying_inside(lands or (LAND,), got.by_id.values())}
 
 
@@ -209,7 +209,7 @@ def test_taken_dates_are_asked_for() -> None:
 GOOD = Shot("77", 25.0, 67.0, BEGIN + 7)
 
 
-def only(got: Collected) -> FoundPhoto:
+def only(got: Asking) -> FoundPhoto:
     (photo,) = got.photos
     return photo
 
@@ -347,7 +347,7 @@ def test_faults_of_the_network_lose_nothing() -> None:
         server.faults.add(unavailable(503), every=11, times=None)
         server.faults.add(hung_up(), every=13, times=None)
         server.faults.add(html_page(), every=17, times=None)
-        got = collect(source_of(server), QUICK)
+        got = collect(source_of(server))
         assert found_inside(got) == inside(server)
         assert {r.status for r in server.requests} >= {0, 200, 429, 503}
         answered = [r.request.target for r in server.requests if not r.fault]

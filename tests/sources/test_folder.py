@@ -231,28 +231,28 @@ def test_a_collection_goes_on_where_it_was_stopped(tmp_path, stop):
     whole = ask_everything(source_of(tmp_path, photos_per_query=3))
     assert len(whole.photos) == 24
     first = ask_everything(source_of(tmp_path, photos_per_query=3), stop_after=stop)
-    rest = ask_everything(source_of(tmp_path, photos_per_query=3), waiting=first.waiting)
-    assert len(first.queries) == stop
+    rest = ask_everything(source_of(tmp_path, photos_per_query=3), waiting=first.open.values())
+    assert len(first.asked) == stop
     assert first.photos + rest.photos == whole.photos
-    assert first.queries + rest.queries == whole.queries
-    assert len({q.identity for q in whole.queries}) == len(whole.queries)
-    assert len(whole.queries) == 1 + 3 * 3 + 2
+    assert first.asked + rest.asked == whole.asked
+    assert len({q.identity for q in whole.asked}) == len(whole.asked)
+    assert len(whole.asked) == 1 + 3 * 3 + 2
 
 
 def test_a_folder_with_new_photos_is_asked_again_and_others_are_not(tmp_path):
     for name in ("a/1.jpg", "b/1.jpg"):
         write_photo(tmp_path / name, exif(LAT, LON))
     known: set[str] = set()
-    assert len(ask_everything(source_of(tmp_path), known=known).queries) == 3
-    assert ask_everything(source_of(tmp_path), known=known).queries == []
+    assert len(ask_everything(source_of(tmp_path), known=known).asked) == 3
+    assert ask_everything(source_of(tmp_path), known=known).asked == []
     write_photo(tmp_path / "b" / "2.jpg", exif(LAT, LON))
     os.utime(tmp_path / "b", ns=(1, os.stat(tmp_path / "b").st_mtime_ns + 1))
     again = ask_everything(source_of(tmp_path), known=known)
-    assert [q.params["folder"] for q in again.queries] == ["b"]
+    assert [q.params["folder"] for q in again.asked] == ["b"]
     assert again.ids() == ["mine/b/1.jpg", "mine/b/2.jpg"]
     # What is believed determines the answers; how many are read at a time does not.
-    assert len(ask_everything(source_of(tmp_path, author="Aisha"), known=known).queries) == 3
-    assert ask_everything(source_of(tmp_path, photos_per_query=7), known=known).queries == []
+    assert len(ask_everything(source_of(tmp_path, author="Aisha"), known=known).asked) == 3
+    assert ask_everything(source_of(tmp_path, photos_per_query=7), known=known).asked == []
 
 
 def test_folders_of_one_name_have_ids_of_their_own(tmp_path):
@@ -366,6 +366,6 @@ def test_a_large_folder_is_listed_once_for_all_its_blocks(tmp_path, monkeypatch)
     asked = ask_everything(source_of(tmp_path / "big", photos_per_query=100))
     assert len(asked.photos) == len(set(asked.ids())) == 2000
     assert asked.ids() == sorted(asked.ids())
-    assert len(asked.queries) == 20
+    assert len(asked.asked) == 20
     # Once to find the folders in it, once to read.
     assert len(listed) == 2

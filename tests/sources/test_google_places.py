@@ -18,6 +18,7 @@ from geopak.options import options as read_options
 from geopak.schema.sources.google_places import GooglePlacesOptions
 from geopak.sources.http import UnavailableError
 from geopak.sources.records import FoundPhoto
+from tests.sources.asking import Asking, collect, located
 from tests.sources.lands import inside as lying_inside
 from tests.sources.places_server import (
     BOX,
@@ -29,7 +30,6 @@ from tests.sources.places_server import (
     places,
     source_of,
 )
-from tests.sources.searching import Collected, collect, locate
 from tests.sources.stand_in import as_json, hung_up, too_many_requests, unavailable
 
 
@@ -52,12 +52,12 @@ def expected(
     }
 
 
-def found(got: Collected, *lands: shapely.Polygon) -> dict[str, int]:
+def found(got: Asking, *lands: shapely.Polygon) -> dict[str, int]:
     """Photos of each place in the region that came, each counted once."""
     return Counter(str(p.album) for p in lying_inside(lands or (LAND,), got.by_id.values()))
 
 
-def beyond(got: Collected) -> list[str]:
+def beyond(got: Asking) -> list[str]:
     return [r.detail for r in got.refused if r.reason == "beyond_cap"]
 
 
@@ -187,7 +187,7 @@ def test_all_that_is_known_of_a_photo_is_kept() -> None:
             extra=photo.extra,
         )
         assert photo.source_id.startswith("ChIJgood/")
-        assert locate(source_of(server), photo) == f"{server.url}/pictures/ChIJgood-0=s1600"
+        assert located(source_of(server), photo) == f"{server.url}/pictures/ChIJgood-0=s1600"
         media = server.requests[-1]
         assert media.query == {
             "maxWidthPx": "1600", "maxHeightPx": "1600", "skipHttpRedirect": "true",
@@ -245,11 +245,11 @@ def test_a_name_that_is_no_longer_known_is_refused_and_others_go_on() -> None:
         (photo,) = collect(source_of(server)).by_id.values()
         server.names_expired = True
         with pytest.raises(RefusedQueryError, match="400"):
-            locate(source_of(server), photo)
+            located(source_of(server), photo)
         for name in ("places/../../secret/photos/x", "places/a/photos/b/media?x=", "", None):
             count = len(server.requests)
             with pytest.raises(RefusedQueryError, match="odd name"):
-                locate(source_of(server), dataclasses.replace(photo, extra={"name": name}))
+                located(source_of(server), dataclasses.replace(photo, extra={"name": name}))
             assert len(server.requests) == count
 
 
@@ -257,10 +257,10 @@ def test_a_place_with_names_that_expired_is_asked_for_new_ones_once() -> None:
     with PlacesServer([dataclasses.replace(GOOD, photos=4, changes=())]) as server:
         source = source_of(server, max_photos_per_place=4)
         photos = list(collect(source).by_id.values())
-        before = [locate(source, photo) for photo in photos]
+        before = [located(source, photo) for photo in photos]
         server.expire_names()
         server.requests.clear()
-        assert [locate(source, photo) for photo in photos] == before
+        assert [located(source, photo) for photo in photos] == before
         details = [r for r in server.requests if not r.path.endswith("/media")]
         assert [r.path for r in details] == [f"/v1/places/{GOOD.id}"]
         assert details[0].request.headers["x-goog-fieldmask"] == "id,photos"
@@ -268,7 +268,7 @@ def test_a_place_with_names_that_expired_is_asked_for_new_ones_once() -> None:
         assert len(server.requests) == 1 + 1 + len(photos)
         gone = dataclasses.replace(photos[0], source_id=f"{GOOD.id}/0123456789abcdef")
         with pytest.raises(RefusedQueryError, match="no longer has photo"):
-            locate(source, gone)
+            located(source, gone)
 
 
 def test_media_without_an_address_is_refused() -> None:
@@ -277,7 +277,7 @@ def test_media_without_an_address_is_refused() -> None:
         without = as_json({"name": "x"})
         server.faults.add(without, when=lambda r: r.path.endswith("media"), times=None)
         with pytest.raises(RefusedQueryError, match="no address"):
-            locate(source_of(server), photo)
+            located(source_of(server), photo)
 
 
 def test_a_page_token_that_expired_begins_the_search_again() -> None:

@@ -46,7 +46,7 @@ for job in json.loads(sys.argv[1]):
             for photo in asked.photos:
                 content = Path(unquote(urlsplit(located(source, photo)).path)).read_bytes()
                 pictures[photo.source_id] = hashlib.sha256(content).hexdigest()
-            revisions = sorted({str(q.params["revision"]) for q in asked.queries[1:]})
+            revisions = sorted({str(q.params["revision"]) for q in asked.asked[1:]})
             out.append({"pictures": pictures, "revisions": revisions})
     except GeopakError as error:
         out.append({"error": f"{type(error).__name__}: {error}"})

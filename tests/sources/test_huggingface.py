@@ -39,7 +39,7 @@ def test_a_parquet_set_is_read_by_row_groups(parquet_set):
     source = source_of(parquet_set)
     asked = ask_everything(source)
     assert own_ids(asked) == [f"{k:03d}" for k in range(20)]
-    assert [q.kind for q in asked.queries] == ["open"] + ["file"] * 3 + ["group"] * (3 + 2 + 1)
+    assert [q.kind for q in asked.asked] == ["open"] + ["file"] * 3 + ["group"] * (3 + 2 + 1)
     assert asked.seen == 20
     # In any order: the collector takes the rarest province first.
     for k in (19, 3, 11, 0, 4, 16, 3):
@@ -54,7 +54,7 @@ def test_large_row_groups_are_asked_in_parts(parquet_set):
     whole = ask_everything(source_of(parquet_set))
     parts = ask_everything(source_of(parquet_set, rows_per_query=3))
     assert sorted(parts.ids()) == sorted(whole.ids())
-    assert len(parts.queries) > len(whole.queries)
+    assert len(parts.asked) > len(whole.asked)
     assert {p.source_id: p for p in parts.photos} == {p.source_id: p for p in whole.photos}
 
 
@@ -64,9 +64,9 @@ def test_a_collection_goes_on_where_it_was_stopped(tmp_path, parquet_set, form, 
     folder = parquet_set if form == "parquet" else image_folder(tmp_path / "folder", 20)
     whole = ask_everything(source_of(folder, rows_per_query=2))
     first = ask_everything(source_of(folder, rows_per_query=2), stop_after=stop)
-    rest = ask_everything(source_of(folder, rows_per_query=2), waiting=first.waiting)
+    rest = ask_everything(source_of(folder, rows_per_query=2), waiting=first.open.values())
     assert first.photos + rest.photos == whole.photos
-    assert first.queries + rest.queries == whole.queries
+    assert first.asked + rest.asked == whole.asked
     # A photo that waited in the ledger is found by a process that has not asked for it.
     later = source_of(folder, rows_per_query=2)
     for photo in whole.photos[13::3]:
@@ -77,7 +77,7 @@ def test_an_image_folder_is_read_file_by_file(tmp_path):
     folder = image_folder(tmp_path / "folder", 7)
     source = source_of(folder, rows_per_query=3)
     asked = ask_everything(source)
-    assert [q.params.get("start") for q in asked.queries] == [None, 0, 3, 6]
+    assert [q.params.get("start") for q in asked.asked] == [None, 0, 3, 6]
     assert own_ids(asked) == [f"{k:03d}" for k in range(7)]
     for k, photo in enumerate(asked.photos):
         assert content(source, photo) == picture(k)

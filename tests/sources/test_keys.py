@@ -9,9 +9,9 @@ import pytest
 from geopak.errors import RefusedQueryError, SourceError
 from geopak.sources.records import Source
 from tests.sources import flickr_server, places_server
+from tests.sources.asking import collect
 from tests.sources.flickr_server import FlickrServer
 from tests.sources.places_server import PlacesServer
-from tests.sources.searching import collect
 
 
 class Keyed(NamedTuple):

@@ -26,7 +26,7 @@ from geopak.sources.http import UnavailableError
 from geopak.sources.landmark_tables import Attributions, Images, file_name_of, title_of
 from geopak.sources.landmarks_v2 import LandmarksV2, captured_at, license_of, plain_text
 from geopak.sources.records import FoundPhoto
-from tests.sources.driver import Driver, client, collect
+from tests.sources.asking import Asking, client, collect
 from tests.sources.stand_in import as_json
 from tests.sources.wikimedia_server import (
     Wiki,
@@ -125,19 +125,19 @@ def data(tmp_path: Path) -> Set:
     return Set(tmp_path)
 
 
-def run(data: Set, region: Region, **options: Any) -> tuple[Driver, WikimediaServer]:
+def run(data: Set, region: Region, **options: Any) -> tuple[Asking, WikimediaServer]:
     data.write()
     with WikimediaServer(data.wiki) as server:
         source = LandmarksV2(data.options(server, **options), region, OUTLINES)
-        return collect(source, server, **AGENT), server
+        return collect(source, **AGENT), server
 
 
-def places(driver: Driver) -> dict[str, tuple[float, float, float | None]]:
+def places(driver: Asking) -> dict[str, tuple[float, float, float | None]]:
     assert len({p.source_id for p in driver.photos}) == len(driver.photos)
     return {p.source_id: (p.latitude, p.longitude, p.accuracy_km) for p in driver.photos}
 
 
-def reasons(driver: Driver) -> Counter[str]:
+def reasons(driver: Asking) -> Counter[str]:
     return Counter(refused.reason for refused in driver.refused)
 
 
@@ -333,7 +333,7 @@ def test_a_lag_is_waited_out_and_requests_go_one_by_one(
         source = LandmarksV2(data.options(server, titles_per_request=1), region, OUTLINES)
 
         async def all_at_once() -> None:
-            async with client(server, **AGENT) as http:
+            async with client(source.api_hosts, **AGENT) as http:
                 answer = await source.ask(next(iter(source.start())), http)
                 await asyncio.gather(*(source.ask(query, http) for query in answer.more))
 
@@ -345,10 +345,10 @@ def test_a_lag_is_waited_out_and_requests_go_one_by_one(
         again = LandmarksV2(data.options(server, lag_attempts=2), region, OUTLINES)
         for _ in range(2):
             with pytest.raises(UnavailableError, match=r"too busy 3 times \(maxlag\)"):
-                collect(again, server, **AGENT)
+                collect(again, **AGENT)
         # Nothing else is to be had: the queries wait for another day.
         with pytest.raises(SourceError, match=r"too busy 3 times \(maxlag\).* Start again later"):
-            collect(again, server, **AGENT)
+            collect(again, **AGENT)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_other_options_ask_anew(data: Set, region: Region, changes: dict[str, An
     data.write()
     with WikimediaServer(data.wiki) as server:
         asked = [
-            set(collect(LandmarksV2(data.options(server, **more), region, OUTLINES), server,
+            set(collect(LandmarksV2(data.options(server, **more), region, OUTLINES),
                         **AGENT).answers)
             for more in ({}, changes)
         ]  # fmt: skip
@@ -375,7 +375,7 @@ def test_an_address_to_write_to_is_asked_for_before_any_request(data: Set, regio
     with WikimediaServer(data.wiki) as server:
         source = LandmarksV2(data.options(server, contact=None), region, OUTLINES)
         with pytest.raises(SourceError, match=r"contact=me@example\.org"):
-            collect(source, server, **AGENT)
+            collect(source, **AGENT)
         assert not server.requests
 
 
@@ -387,7 +387,7 @@ def test_a_refusal_of_the_interface_is_told(data: Set, region: Region) -> None:
         server.faults.add(as_json(error), times=None)
         source = LandmarksV2(data.options(server), region, OUTLINES)
         with pytest.raises(RefusedQueryError, match="toomanyvalues, Too many values supplied"):
-            collect(source, server, **AGENT)
+            collect(source, **AGENT)
 
 
 def test_the_estimate_asks_nothing(data: Set, region: Region) -> None:
@@ -429,7 +429,7 @@ def test_malformed_rows_of_photos_are_kept_with_their_line(data: Set, region: Re
     path = data.folder / "train.csv"
     path.write_text(path.read_text() + "broken\n\nabc,http://x/y.jpg,z\n")
     with WikimediaServer(data.wiki) as server:
-        driver = collect(LandmarksV2(data.options(server), region, OUTLINES), server, **AGENT)
+        driver = collect(LandmarksV2(data.options(server), region, OUTLINES), **AGENT)
     assert [p.source_id for p in driver.photos] == [image]
     bad = [r for r in driver.refused if r.reason == "malformed_line"]
     assert [r.source_id for r in bad] == ["train.csv line 3", "train.csv line 5"]

@@ -24,7 +24,7 @@ from geopak.sources.huggingface import HuggingFaceSource
 from geopak.sources.publishing import publish
 
 from ..end_to_end.conftest import run_command
-from .asking import Asked, ask_everything, located
+from .asking import Asking, ask_everything, located
 from .hub_sets import source_of
 
 LICENSES = ("cc-by-2.0", "cc0", "cc-by-nc-sa-4.0", "all-rights-reserved", None, "google-places")
@@ -88,7 +88,7 @@ def loaded(folder: Path) -> dict[str, list[dict]]:
     return found
 
 
-def pictures(source: HuggingFaceSource, asked: Asked) -> dict[str, str]:
+def pictures(source: HuggingFaceSource, asked: Asking) -> dict[str, str]:
     """Hash of the picture by id."""
     found = {}
     for photo in asked.photos:

@@ -24,7 +24,7 @@ from geopak.sources.addresses import host_is_listed
 from geopak.sources.records import Refused
 from geopak.sources.yfcc100m import Yfcc100m
 from geopak.sources.yfcc_lines import LAYOUTS
-from tests.sources.driver import Driver, client, collect
+from tests.sources.asking import Asking, client, collect
 from tests.sources.stand_in import Reply, StandIn, broken
 from tests.sources.yfcc_dump import BOX, EAST, OUTLINES, WEST, Files, as_text, draw_dump, dump_line
 
@@ -74,7 +74,7 @@ def reasons_of(refused: list[Refused]) -> Counter[str]:
     return reasons
 
 
-def check(driver: Driver, lines: list[bytes], columns: int = 23) -> None:
+def check(driver: Asking, lines: list[bytes], columns: int = 23) -> None:
     photos, reasons = naive(lines, columns)
     assert Counter(p.source_id for p in driver.photos) == Counter(photos.keys())
     found = {p.source_id: (p.latitude, p.longitude, p.title) for p in driver.photos}
@@ -109,7 +109,7 @@ def test_photos_are_those_of_a_naive_filter(
 
 def test_parts_in_any_order_and_after_breaks_give_the_same(dumps: Any, region: Region) -> None:
     path, lines = dumps[23]
-    asked, driver = source(region, str(path)), Driver()
+    asked, driver = source(region, str(path)), Asking()
 
     async def go() -> None:
         order = random.Random(3)
@@ -218,7 +218,7 @@ def test_a_truncated_file_ends_in_an_error_that_names_byte_and_remedy(
     dumps: Any, region: Region, tmp_path: Path, share: float
 ) -> None:
     cut, whole, lines = truncated(dumps, tmp_path, share)
-    driver, asked = Driver(), source(region, str(cut))
+    driver, asked = Asking(), source(region, str(cut))
 
     async def go() -> None:
         async with client() as http:
@@ -247,7 +247,7 @@ def test_a_damaged_file_costs_its_block_and_is_mended(
     path, lines = dumps[23]
     whole, bad = path.read_bytes(), tmp_path / "bad.bz2"
     bad.write_bytes(whole[:100_000] + b"damage" + whole[100_006:])
-    driver, asked = Driver(), source(region, str(bad))
+    driver, asked = Asking(), source(region, str(bad))
 
     async def go(most: int | None = None) -> None:
         async with client() as http:
@@ -287,7 +287,7 @@ def test_another_file_of_the_same_name_is_noticed(
 ) -> None:
     path = tmp_path / "dump.bz2"
     path.write_bytes(dumps[23][0].read_bytes())
-    driver, asked = Driver(), source(region, str(path))
+    driver, asked = Asking(), source(region, str(path))
 
     async def go() -> None:
         async with client() as http:
@@ -303,7 +303,7 @@ def test_another_file_of_the_same_name_is_noticed(
 def test_over_the_network(dumps: Any, region: Region) -> None:
     path, lines = dumps[23]
     with StandIn(Files({"/dump.bz2": path.read_bytes()})) as server:
-        driver = collect(source(region, f"{server.url}/dump.bz2"), server)
+        driver = collect(source(region, f"{server.url}/dump.bz2"))
         check(driver, lines)
         # A query reads its part and little more, not the whole file.
         assert all(r.status == 206 for r in server.requests)
@@ -316,7 +316,7 @@ def test_a_file_that_breaks_off_is_gone_on_with(dumps: Any, region: Region) -> N
     with StandIn(files) as server:
         server.faults.add(lambda r: broken(files(r), 20_000), times=8, every=2)
         server.faults.add(lambda r: broken(files(r), 0), times=2, after=6)
-        check(collect(source(region, f"{server.url}/dump.bz2"), server), lines)
+        check(collect(source(region, f"{server.url}/dump.bz2")), lines)
 
 
 def test_a_file_that_always_breaks_off_is_an_error(
@@ -337,7 +337,7 @@ def test_a_file_that_always_breaks_off_is_an_error(
         )  # fmt: skip
         asked = source(region, f"{server.url}/dump.bz2", retries=2)
         with pytest.raises(SourceError, match=r"dump\.bz2 breaks off at byte 0 again and again"):
-            collect(asked, server)
+            collect(asked)
         assert len(server.requests) == 1 + 3
 
 
@@ -350,17 +350,17 @@ def test_a_server_without_ranges_is_refused(dumps: Any, region: Region) -> None:
         StandIn(Files({"/d": dumps[23][0].read_bytes()}, ranges=False)) as server,
         pytest.raises(SourceError, match="grants no ranges"),
     ):
-        collect(source(region, f"{server.url}/d"), server)
+        collect(source(region, f"{server.url}/d"))
 
 
 def test_a_file_that_changes_on_its_server_is_noticed(dumps: Any, region: Region) -> None:
     files = Files({"/d": dumps[23][0].read_bytes()})
-    driver = Driver()
+    driver = Asking()
     with StandIn(files) as server:
         asked = source(region, f"{server.url}/d")
 
         async def go() -> None:
-            async with client(server) as http:
+            async with client(asked.api_hosts) as http:
                 await driver.run(asked, http, most=2)
 
         asyncio.run(go())
@@ -372,7 +372,7 @@ def test_a_file_that_changes_on_its_server_is_noticed(dumps: Any, region: Region
 def test_parts_are_looked_through_at_once(dumps: Any, region: Region) -> None:
     path, lines = dumps[23]
     asked = source(region, str(path), threads=2)
-    driver = Driver()
+    driver = Asking()
 
     async def go() -> None:
         async with client() as http:
