@@ -13,18 +13,15 @@ from urllib.parse import quote
 
 import pytest
 import shapely
-from hypothesis import given
-from hypothesis import strategies as st
 
 from geopak.errors import RefusedQueryError, SourceError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.options import examine
 from geopak.schema.sources.landmarks_v2 import LandmarksV2Options
-from geopak.sources import landmark_tables, landmarks_v2
+from geopak.sources import wikimedia
 from geopak.sources.http import UnavailableError
-from geopak.sources.landmark_tables import Attributions, Images, file_name_of, title_of
-from geopak.sources.landmarks_v2 import LandmarksV2, captured_at, license_of, plain_text
+from geopak.sources.landmarks_v2 import LandmarksV2
 from geopak.sources.records import FoundPhoto
 from tests.sources.asking import Asking, client, collect
 from tests.sources.stand_in import as_json
@@ -42,12 +39,6 @@ OUTLINES = Outlines((WEST, EAST))
 AGENT = {"user_agent": "geopak-test/1 (me@example.org)"}
 BY_SA = "https://creativecommons.org/licenses/by-sa/3.0/deed.en"
 UPLOAD = "https://upload.wikimedia.org/wikipedia/commons/a/ab"
-
-
-@pytest.fixture
-def region(region_config: dict[str, Any]) -> Region:
-    del region_config["provinces"]["coast_land"]
-    return Region.from_config(region_config)
 
 
 class Set:
@@ -118,6 +109,12 @@ class Set:
                 **more,
             }
         )
+
+
+@pytest.fixture
+def region(region_config: dict[str, Any]) -> Region:
+    del region_config["provinces"]["coast_land"]
+    return Region.from_config(region_config)
 
 
 @pytest.fixture
@@ -324,7 +321,7 @@ def test_pictures_of_the_data_set_itself(data: Set, region: Region, tmp_path: Pa
 def test_a_lag_is_waited_out_and_requests_go_one_by_one(
     data: Set, region: Region, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(landmarks_v2, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(wikimedia, "_PAUSE_S", 0.01)
     for number in range(6):
         data.add(number, f"Category:L{number}", 1, coordinates=[point(25, 61)])
     data.write()
@@ -433,97 +430,6 @@ def test_malformed_rows_of_photos_are_kept_with_their_line(data: Set, region: Re
     assert [p.source_id for p in driver.photos] == [image]
     bad = [r for r in driver.refused if r.reason == "malformed_line"]
     assert [r.source_id for r in bad] == ["train.csv line 3", "train.csv line 5"]
-
-
-ROWS = st.lists(
-    st.tuples(
-        st.integers(0, 16**16 - 1), st.text(st.characters(codec="utf-8", exclude_characters="\r\n"),
-        max_size=8), st.integers(0, 6),
-    ),
-    max_size=20, unique_by=lambda row: row[0],
-)  # fmt: skip
-
-
-@given(ROWS, st.integers(20, 80))
-def test_rows_are_looked_up_as_a_scan_finds_them(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str, int]], block: int
-) -> None:
-    path = tmp_path_factory.mktemp("t") / "train.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("id", "url", "landmark_id"))
-        writer.writerows((f"{image:016x}", url, landmark) for image, url, landmark in rows)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landmark_tables, "_BLOCK_BYTES", block)
-        images = Images(path)
-    assert len(images) == len(rows)
-    for landmark in range(-1, 8):
-        found = [(int(row.image, 16), row.url, int(row.landmark)) for row in images.of(landmark)]
-        assert found == [row for row in rows if row[2] == landmark]
-
-
-@given(ROWS)
-def test_attributions_are_looked_up_as_a_scan_finds_them(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, str, int]]
-) -> None:
-    path = tmp_path_factory.mktemp("t") / "train_attribution.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("id", "url", "author", "license", "title"))
-        writer.writerows((f"{i:016x}", "u", text, f"l{n}", "t\nu") for i, text, n in rows)
-    table = Attributions(path)
-    assert not table.malformed
-    for image, text, number in rows:
-        found = table.of(f"{image:016x}")
-        assert found is not None
-        assert (found.author, found.license) == (text.strip(), f"l{number}")
-    assert table.of("not an id") is None
-
-
-@pytest.mark.parametrize(
-    ("texts", "key"),
-    [
-        ((BY_SA,), "cc-by-sa-3.0"),
-        (("http://creativecommons.org/licenses/by/2.0/de/deed.en",), "cc-by-2.0"),
-        ((None, "CC BY-SA 3.0 de"), "cc-by-sa-3.0"),
-        (("", "CC BY 4.0"), "cc-by-4.0"),
-        (("", "CC0"), "cc0"),
-        (("", "Public domain"), "pdm"),
-        (("https://www.gnu.org/copyleft/fdl.html", "GFDL"), None),
-        (("", None), None),
-    ],
-)
-def test_licences(texts: tuple[str | None, ...], key: str | None) -> None:
-    assert license_of(*texts) == key
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("2014-05-06 10:20:30", "2014-05-06T10:20:30"),
-        ("2014-05-06T10:20", "2014-05-06T10:20"),
-        ('<time class="dtstart" datetime="2011-04-03">2011-04-03</time>', "2011-04-03"),
-        ("1905", "1905"),
-        ("circa 1905", None),
-        ("2014-13-06", None),
-        ("0000", None),
-        ("", None),
-    ],
-)
-def test_dates(text: str, wanted: str | None) -> None:
-    assert captured_at(text) == wanted
-
-
-def test_names_from_addresses() -> None:
-    assert title_of("http://commons.wikimedia.org/wiki/Category:K%C3%B6nigs_see") == (
-        "Category:Königs see"
-    )
-    assert title_of("http://commons.wikimedia.org/wiki/Category:What?_A") == "Category:What? A"
-    assert title_of("http://example.org/") == ""
-    assert file_name_of(f"{UPLOAD}/A_b%3F.jpg") == "A b?.jpg"
-    thumb = "https://upload.wikimedia.org/wikipedia/commons/thumb/a/ab/A_b.jpg/960px-A_b.jpg"
-    assert file_name_of(thumb) == "A b.jpg"
-    assert plain_text("<b>A</b>&nbsp;&lt;b&gt;") == "A <b>"
 
 
 def test_options_without_tables_are_refused() -> None:

@@ -16,16 +16,13 @@ All photos of a landmark get its one coordinate. How weak that is says ``accurac
 landmark's ``dim`` (GeoData's extent in metres) or the precision of P625, and never less than some
 kilometres, since one photographs a fort from afar.
 
-Requests go one after the other and with ``maxlag``, as Wikimedia's etiquette asks
-(https://www.mediawiki.org/wiki/API:Etiquette), and name an address to write to.
+How Wikimedia is asked: :mod:`geopak.sources.wikimedia`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import html
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +31,8 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from geopak.errors import RefusedQueryError, SourceError
+from geopak.errors import SourceError
 from geopak.schema.sources.landmarks_v2 import LandmarksV2Options
-from geopak.sources import rights
-from geopak.sources.answers import Patience
 from geopak.sources.client import Client
 from geopak.sources.landmark_tables import (
     Attributions,
@@ -49,6 +44,14 @@ from geopak.sources.landmark_tables import (
     read_labels,
 )
 from geopak.sources.records import Answer, Estimate, FoundPhoto, Query, Refused
+from geopak.sources.wikimedia import (
+    Wikimedia,
+    best_claim,
+    captured_at,
+    license_of,
+    number,
+    plain_text,
+)
 
 if TYPE_CHECKING:
     from geopak.geo.boundaries import Outlines
@@ -58,8 +61,6 @@ _EARTH = ("earth", "http://www.wikidata.org/entity/Q2", "https://www.wikidata.or
 _KM_PER_DEGREE = 6371.0088 * math.pi / 180
 # Titles of a request are in its address, which servers take up to some 8 kB of.
 _TITLES_BYTES = 6000
-_BUSY = ("maxlag", "ratelimited", "readonly", "internal_api_error_DBQueryError")
-_DATE = re.compile(r"\s*(\d{4})(?:-(\d\d)-(\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?))?)?")
 _SIDES = ("width", "height")
 _METADATA = ("Artist", "LicenseShortName", "LicenseUrl", "DateTimeOriginal")
 
@@ -69,55 +70,6 @@ class _Place:
     latitude: float
     longitude: float
     accuracy_km: float
-
-
-def license_of(*texts: str | None, otherwise: str | None = None) -> str | None:
-    """The key of a licence by its address or its name on Commons; the first that tells one."""
-    key = rights.license_of(texts)
-    said = [text.strip() for text in texts if text]
-    if key is None and any(text.lower().startswith("public domain") for text in said):
-        # Commons has many reasons for it (the author's death, a government's work), and one name.
-        key = "pdm"
-        return None if any(rights.forbids_more(text, key) for text in said) else key
-    return key or rights.license_of(texts, otherwise)
-
-
-def plain_text(markup: str) -> str:
-    """HTML, as Commons has authors in, without its tags."""
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", markup)).split())
-
-
-def captured_at(text: str) -> str | None:
-    """ISO 8601 of a date at the beginning of a text, as exact as it is given."""
-    found = _DATE.match(plain_text(text))
-    if not found:
-        return None
-    year, month, day, time = found.groups()
-    from datetime import datetime
-
-    try:
-        if not month:
-            return year if 1826 <= int(year) <= 2100 else None
-        iso = f"{year}-{month}-{day}" + (f"T{time}" if time else "")
-        datetime.fromisoformat(iso)
-    except ValueError:
-        return None
-    return iso
-
-
-def best_claim(claims: Sequence[Mapping[str, Any]]) -> Any:
-    """The value of the claim with the highest rank; ``None``: there is none with a value."""
-    ranked = {"preferred": 0, "normal": 1}
-    known = [
-        claim
-        for claim in claims
-        if claim.get("rank", "normal") in ranked
-        and claim.get("mainsnak", {}).get("snaktype") == "value"
-    ]
-    if not known:
-        return None
-    best = min(known, key=lambda claim: ranked[claim.get("rank", "normal")])
-    return best["mainsnak"].get("datavalue", {}).get("value")
 
 
 class LandmarksV2:
@@ -143,8 +95,7 @@ class LandmarksV2:
         self.photo_hosts: tuple[str, ...] = ("upload.wikimedia.org",)
         if options.pictures is not None:
             self.photo_hosts = ()
-        self._in_series = asyncio.Lock()
-        self._patience = Patience()
+        self._wikimedia = Wikimedia(options)
         self._reading = asyncio.Lock()
         self._images: Images | None = None
         self._attributions: Attributions | None = None
@@ -291,7 +242,7 @@ class LandmarksV2:
 
     async def _ask_coordinates(self, params: Mapping[str, Any], client: Client) -> Answer:
         landmarks: Mapping[str, str] = params["landmarks"]
-        pages = await self._pages(
+        pages = await self._wikimedia.pages(
             client,
             "coordinates",
             list(dict.fromkeys(landmarks.values())),
@@ -326,12 +277,12 @@ class LandmarksV2:
     def _place_of_page(self, page: Mapping[str, Any]) -> _Place | None:
         for found in page.get("coordinates", ()):
             if found.get("globe", "earth") in _EARTH:
-                dim_km = _number(found.get("dim")) / 1000
+                dim_km = number(found.get("dim")) / 1000
                 return self._place(found.get("lat"), found.get("lon"), dim_km / 2)
         return None
 
     def _place(self, latitude: Any, longitude: Any, accuracy_km: float) -> _Place | None:
-        lat, lon = _number(latitude, math.nan), _number(longitude, math.nan)
+        lat, lon = number(latitude, math.nan), number(longitude, math.nan)
         if not (-90 <= lat <= 90 and -180 <= lon <= 180):
             return None
         options = self.options
@@ -367,7 +318,7 @@ class LandmarksV2:
 
     async def _ask_items(self, params: Mapping[str, Any], client: Client) -> Answer:
         items: Mapping[str, Sequence[str]] = params["items"]
-        answer = await self._api(
+        answer = await self._wikimedia.answer(
             client,
             self.options.wikidata_api,
             "items",
@@ -398,7 +349,7 @@ class LandmarksV2:
     def _place_of_claim(self, value: Any) -> _Place | None:
         if not isinstance(value, Mapping) or value.get("globe", _EARTH[1]) not in _EARTH:
             return None
-        precision_km = _number(value.get("precision")) * _KM_PER_DEGREE
+        precision_km = number(value.get("precision")) * _KM_PER_DEGREE
         return self._place(value.get("latitude"), value.get("longitude"), precision_km)
 
     # --- step 4: photos of landmarks ------------------------------------------------------------
@@ -495,7 +446,9 @@ class LandmarksV2:
         }
         if self.options.thumbnail_px is not None and self.options.pictures is None:
             asked["iiurlwidth"] = self.options.thumbnail_px
-        pages = await self._pages(client, "files", list(dict.fromkeys(titles.values())), asked)
+        pages = await self._wikimedia.pages(
+            client, "files", list(dict.fromkeys(titles.values())), asked
+        )
         photos, refused = [], []
         for image, url, landmark, *place in params["files"]:
             info = next(iter(pages.get(titles[image], {}).get("imageinfo", ())), None)
@@ -533,99 +486,3 @@ class LandmarksV2:
                 )
             )
         return Answer(tuple(photos), (), tuple(refused), len(params["files"]))
-
-    # --- Wikimedia's interface --------------------------------------------------------------------
-
-    async def _pages(
-        self, client: Client, kind: str, titles: Sequence[str], asked: Mapping[str, Any]
-    ) -> dict[str, dict[str, Any]]:
-        """Pages by the titles that they were asked for by, all parts of the answer together.
-
-        Titles come back in the wiki's own spelling (``normalized``), and as the pages that they
-        lead on to (``redirects``). An answer that is too long goes on in another (``continue``).
-        """
-        if any("|" in title for title in titles):
-            titles = [title for title in titles if "|" not in title]
-        base = {"action": "query", "titles": "|".join(titles), "redirects": 1, **asked}
-        spelled: dict[str, str] = {}
-        pages: dict[str, dict[str, Any]] = {}
-        further: Mapping[str, Any] = {}
-        for _ in range(1000):
-            params = {**base, **further}
-            answer = await self._api(client, self.options.commons_api, kind, params)
-            query = answer.get("query") or {}
-            for change in (*query.get("normalized", ()), *query.get("redirects", ())):
-                spelled[change["from"]] = change["to"]
-            for page in query.get("pages", ()):
-                known = pages.setdefault(page.get("title", ""), {})
-                for key, value in page.items():
-                    # A list may be given in parts.
-                    both = isinstance(value, list) and isinstance(known.get(key), list)
-                    known[key] = known[key] + value if both else value
-            further = answer.get("continue") or {}
-            if not further:
-                break
-        found = {}
-        for title in titles:
-            name = title
-            for _ in range(4):
-                if name in pages:
-                    found[title] = pages[name]
-                    break
-                name = spelled.get(name, "")
-        return found
-
-    async def _api(
-        self, client: Client, api: str, kind: str, params: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """One answer of the action interface; waits while the databases lag behind.
-
-        Raises:
-            RefusedQueryError: Wikimedia says that something is wrong with the request.
-            SourceError: there is no address to write to, or it lags all the time.
-            UnavailableError: it lags for so long that the query must wait.
-        """
-        options = self.options
-        if not options.contact:
-            raise SourceError(
-                "Wikimedia's user agent policy asks for an address to write to, and there is none. "
-                "Set contact=me@example.org (or the address of a page); see "
-                "https://foundation.wikimedia.org/wiki/Policy:User-Agent_policy."
-            )
-        asked = {"format": "json", "formatversion": 2, **params}
-        if options.max_lag_s is not None:
-            asked["maxlag"] = options.max_lag_s
-        for attempt in range(options.lag_attempts + 1):
-            async with self._in_series:
-                answer = await client.get_json(api, asked, kind=kind)
-                if not isinstance(answer, Mapping):
-                    raise RefusedQueryError(f"{urlsplit(api).netloc} sent no object for {kind}.")
-                error = answer.get("error")
-                if not error:
-                    self._patience.good()
-                    return answer
-                code = str(error.get("code"))
-                if code not in _BUSY:
-                    raise RefusedQueryError(
-                        f"{urlsplit(api).netloc} refuses a request for {kind}: {code}, "
-                        f"{str(error.get('info', ''))[:300]}"
-                    )
-                if attempt < options.lag_attempts:
-                    # The place in the series is kept: the others would be refused as well.
-                    await asyncio.sleep(min(max(_number(error.get("lag")), _PAUSE_S), 60.0))
-        raise self._patience.odd(
-            f"{urlsplit(api).netloc} was too busy {options.lag_attempts + 1} times ({code}). Start "
-            "again later: what was answered is kept."
-        )
-
-
-# Between requests that were refused because databases lag behind.
-_PAUSE_S = 5.0
-
-
-def _number(value: Any, otherwise: float = 0.0) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return otherwise
-    return number if math.isfinite(number) else otherwise
