@@ -21,11 +21,8 @@ from geopak.sources.addresses import (
     host_is_listed,
     is_public,
 )
-from geopak.sources.http import (
-    HttpClient,
-    Manners,
-    UnavailableError,
-)
+from geopak.sources.http import HttpClient, Manners
+from geopak.sources.http_errors import UnavailableError
 
 PRIVATE = [
     "127.0.0.1", "127.8.9.10", "10.0.0.1", "172.16.5.5", "192.168.1.1", "169.254.169.254",

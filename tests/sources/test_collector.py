@@ -23,7 +23,7 @@ from geopak.geo.region import Province, Region
 from geopak.schema.collecting import PrivacyOptions
 from geopak.sources.collector import Collector, Wishes
 from geopak.sources.downloads import Downloader, PhotoLimits
-from geopak.sources.http import UnavailableError
+from geopak.sources.http_errors import UnavailableError
 from geopak.sources.ledger import Ledger
 from geopak.sources.privacy import Privacy
 from geopak.sources.records import Answer, Estimate, FoundPhoto, Query, Refused

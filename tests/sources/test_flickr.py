@@ -19,7 +19,7 @@ from geopak.options import options as read_options
 from geopak.schema.sources.flickr import FlickrOptions
 from geopak.sources.addresses import host_is_listed
 from geopak.sources.flickr_levels import accuracy_km
-from geopak.sources.http import UnavailableError
+from geopak.sources.http_errors import UnavailableError
 from geopak.sources.licenses import base_key
 from geopak.sources.records import FoundPhoto
 from tests.sources.asking import Asking, collect

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from geopak.errors import ConfigError, RefusedQueryError, SourceError
 from geopak.options import options as read_options
 from geopak.schema.sources.google_places import GooglePlacesOptions
-from geopak.sources.http import UnavailableError
+from geopak.sources.http_errors import UnavailableError
 from geopak.sources.records import FoundPhoto
 from tests.sources.asking import Asking, collect, located
 from tests.sources.lands import inside as lying_inside

@@ -23,15 +23,9 @@ from geopak.sources.addresses import (
     ForbiddenAddressError,
 )
 from geopak.sources.client import Client
-from geopak.sources.http import (
-    DeniedError,
-    HttpClient,
-    Manners,
-    Pace,
-    TooLargeError,
-    UnavailableError,
-    retry_after_s,
-)
+from geopak.sources.http import HttpClient, Manners, retry_after_s
+from geopak.sources.http_errors import DeniedError, TooLargeError, UnavailableError
+from geopak.sources.pace import Pace
 from tests.sources.stand_in import (
     Reply,
     Request,

@@ -20,7 +20,7 @@ from geopak.geo.region import Region
 from geopak.options import examine
 from geopak.schema.sources.landmarks_v2 import LandmarksV2Options
 from geopak.sources import wikimedia
-from geopak.sources.http import UnavailableError
+from geopak.sources.http_errors import UnavailableError
 from geopak.sources.landmarks_v2 import LandmarksV2
 from geopak.sources.records import FoundPhoto
 from tests.sources.asking import Asking, client, collect

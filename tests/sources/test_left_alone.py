@@ -47,7 +47,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setenv("FLICKR_API_KEY", KEY)
     monkeypatch.setattr("geopak.sources.downloads.os.fsync", lambda handle: None)
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr("geopak.sources.http.time", SimpleNamespace(monotonic=made.monotonic))
+    for module in ("http", "pace"):
+        shown = SimpleNamespace(monotonic=made.monotonic)
+        monkeypatch.setattr(f"geopak.sources.{module}.time", shown)
     return made
 
 

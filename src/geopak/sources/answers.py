@@ -6,6 +6,7 @@ import os
 import re
 
 from geopak.errors import SourceError
+from geopak.sources.http_errors import UnavailableError
 
 # Several queries are asked at a time, and all of them may meet the same fault once.
 _MOST_IN_A_ROW = 20
@@ -38,8 +39,6 @@ class Patience:
             What to raise: an ``UnavailableError``, which costs the query an attempt, or a
             :class:`SourceError`, which ends the collection.
         """
-        from geopak.sources.http import UnavailableError
-
         self._in_a_row += 1
         if self._in_a_row >= (_MOST_IN_A_ROW if self._begun else _MOST_AT_FIRST):
             return SourceError(f"{message} That was so {self._in_a_row} times in a row.")
@@ -75,7 +74,7 @@ def shown(value: object, key_variable: str, most: int = 200) -> str:
         key_variable: environment variable of the key.
         most: characters.
     """
-    from geopak.sources.http import Redaction
+    from geopak.sources.redaction import Redaction
 
     redact = Redaction()
     redact.learn({"": os.environ.get(key_variable, "").strip()})

@@ -16,9 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 from geopak.errors import QuotaSpentError, SourceError
 from geopak.sources.addresses import ForbiddenAddressError
-from geopak.sources.http import (
+from geopak.sources.http import HttpClient
+from geopak.sources.http_errors import (
     DeniedError,
-    HttpClient,
     RefusedStatusError,
     TooLargeError,
     TryAgainError,

@@ -393,7 +393,7 @@ class FlickrSource:
             SourceError: any other fault; a RefusedQueryError where other queries may do.
             UnavailableError: it stays unavailable.
         """
-        from geopak.sources.http import UnavailableError
+        from geopak.sources.http_errors import UnavailableError
 
         key = _key()
         fault = odd = ""

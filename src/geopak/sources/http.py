@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import quote, quote_plus, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 import tenacity
@@ -22,6 +22,15 @@ import tenacity
 from geopak import __version__
 from geopak.errors import QuotaSpentError, RefusedQueryError, SourceError
 from geopak.sources.addresses import ForbiddenAddressError, SafeTransport, check_url
+from geopak.sources.http_errors import (
+    DeniedError,
+    RefusedStatusError,
+    TooLargeError,
+    TryAgainError,
+    UnavailableError,
+)
+from geopak.sources.pace import Pace
+from geopak.sources.redaction import Redaction
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -70,128 +79,12 @@ class Manners:
     max_redirects: int = 5
 
 
-class UnavailableError(httpx.HTTPError):
-    """A server that gave no usable answer in all attempts.
-
-    Attributes:
-        status: of the last answer; ``None``: there was none.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class TooLargeError(SourceError):
-    """A file that is larger than is wanted."""
-
-
-class DeniedError(SourceError):
-    """401 or 403: nothing of this kind will be answered.
-
-    Attributes:
-        status: of the answer.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class RefusedStatusError(RefusedQueryError):
-    """Another final status, such as 404.
-
-    Attributes:
-        status: of the answer.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class TryAgainError(Exception):
-    """An attempt that failed in a way that the next one need not."""
-
-    def __init__(
-        self,
-        text: str,
-        status: int | None = None,
-        wait_s: float | None = None,
-        answered: bool = True,
-    ) -> None:
-        super().__init__(text)
-        self.status = status
-        self.wait_s = wait_s
-        self.answered = answered
-
-
 class QuotaCounter(Protocol):
     """Counts requests before they are sent."""
 
     async def take(self, kind: str) -> None:
         """Counts one; waits for the next day, or raises a QuotaSpentError, where none is left."""
         ...
-
-
-class Pace:
-    """Lets requests go at even intervals, at most ``rate_per_s``; a late one is not caught up.
-
-    Over any stretch of ``t`` seconds at most ``1 + t · rate`` requests go, plus what half an
-    interval of lateness allows.
-
-    Args:
-        rate_per_s: requests a second.
-    """
-
-    def __init__(self, rate_per_s: float) -> None:
-        self._interval = 1 / rate_per_s
-        self._next = 0.0
-        self._not_before = 0.0
-
-    async def turn(self) -> None:
-        """Returns when it is this request's turn."""
-        while True:
-            now = time.monotonic()
-            # Timers wake late; without this slack every interval would be a little longer.
-            slot = max(self._next, now - self._interval / 2)
-            if self._not_before > max(slot, now):
-                await asyncio.sleep(self._not_before - now)
-                continue
-            self._next = slot + self._interval
-            break
-        if slot > now:
-            await asyncio.sleep(slot - now)
-
-    def hold(self, seconds: float) -> None:
-        """Lets nothing go for so long."""
-        self._not_before = max(self._not_before, time.monotonic() + seconds)
-
-
-class Redaction:
-    """Takes secrets out of texts."""
-
-    def __init__(self) -> None:
-        self._secrets: set[str] = set()
-
-    def learn(self, *sections: Mapping[str, str] | None) -> None:
-        """Remembers values that no text may show, in the forms that they have in URLs too."""
-        for section in sections:
-            for value in (section or {}).values():
-                # 'Bearer' and the like stand before a key.
-                for part in {value, *value.split()}:
-                    if len(part) >= 4 and part.lower() not in ("bearer", "basic", "token"):
-                        self._secrets |= {part, quote(part, safe=""), quote_plus(part)}
-                        self._secrets.add(part.replace("/", "\\/"))
-
-    def __call__(self, text: str) -> str:
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
-
-    def start_of(self, body: bytes | bytearray, length: int) -> str:
-        """The beginning of an answer as text. What is cut off before could be half a key."""
-        return self(bytes(body[: 20 * length + 2000]).decode("utf-8", "replace"))[:length]
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime.datetime | None = None) -> float | None:
