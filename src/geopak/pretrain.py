@@ -47,7 +47,9 @@ def render_scenes(
     """
     import numpy as np
 
-    from geopak.render.scene import content_targets, draw, random_scene
+    from geopak.render.scene_drawing import draw
+    from geopak.render.scene_prior import random_scene
+    from geopak.render.scene_targets import content_targets
 
     images, numbers, classes = [], [], []
     for index in indices:
@@ -76,7 +78,8 @@ def pretrain(cfg: DictConfig) -> dict[str, Any]:
     from geopak.data.augment import Augmenter
     from geopak.models.encoders import SceneEncoder, SemanticEncoder
     from geopak.options import plain
-    from geopak.render.scene import CATEGORIES, content_targets, random_scene
+    from geopak.render.scene_prior import random_scene
+    from geopak.render.scene_targets import CATEGORIES, content_targets
     from geopak.task import learning_rate_factor
 
     began = time.time()

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from geopak.cli import compose
 from geopak.errors import ConfigError
 from geopak.geo.region import Province, Region
-from geopak.render.scene import draw
+from geopak.render.scene_drawing import draw
 from geopak.render.towns import Towns
 from geopak.render.world import ProvinceStyle, World, WorldConfig
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from geopak.render.scene import draw
+from geopak.render.scene_drawing import draw
 from geopak.render.world import World
 from geopak.schema.rendering import PhotoSetConfig
 

@@ -31,8 +31,8 @@ from geopak.render.scene import (
     Scene,
     hsv,
     mix,
-    random_camera,
 )
+from geopak.render.scene_prior import random_camera
 from geopak.render.towns import Towns
 from geopak.schema.rendering import (
     Bump,
