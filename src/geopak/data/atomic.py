@@ -1,4 +1,4 @@
-"""Folders and records that are written whole or not at all."""
+"""Folders, files and records that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -74,6 +74,16 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of another once it is whole and on the disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    yield partial
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

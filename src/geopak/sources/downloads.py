@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from geopak.data.atomic import whole_file
 from geopak.errors import QuotaSpentError, SourceError
 from geopak.sources.addresses import ForbiddenAddressError
 from geopak.sources.http import HttpClient
@@ -241,12 +242,8 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
 def write_file(path: Path, body: bytes) -> None:
     """Writes a file whole or not at all, and returns when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(body)
 
 
 def sweep(out: Path, sources: Iterable[str], wanted: set[str]) -> set[str]:

@@ -10,13 +10,12 @@ import csv
 import html
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from geopak.data.atomic import whole_file
 from geopak.sources import licenses
 from geopak.sources.downloads import file_stem, write_file
 from geopak.sources.ledger import Ledger
@@ -258,18 +257,8 @@ def summary(ledger: Ledger, names: Mapping[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of another once it is whole and on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    with _whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         write_csv(file, rows, columns)
 
 
@@ -292,7 +281,7 @@ def write_all(
         return photo_rows(ledger, names, coarsen_km)
 
     if table == "parquet":
-        with _whole(out / "photos.parquet") as partial:
+        with whole_file(out / "photos.parquet") as partial:
             write_parquet(partial, photos())
     else:
         _write_csv(out / "photos.csv", photos(), PHOTO_COLUMNS)
@@ -301,7 +290,10 @@ def write_all(
     _write_csv(out / "rejected.csv", rejected_rows(ledger, coarsen_km), REJECTED_COLUMNS)
     credits = _as_text(attribution_rows(photos()))
     _write_csv(out / "attribution.csv", credits, ATTRIBUTION_COLUMNS)
-    with _whole(out / "attribution.html") as partial, partial.open("w", encoding="utf-8") as file:
+    with (
+        whole_file(out / "attribution.html") as partial,
+        partial.open("w", encoding="utf-8") as file,
+    ):
         file.writelines(attribution_page(attribution_rows(photos()), title))
     numbers = summary(ledger, names)
     text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"

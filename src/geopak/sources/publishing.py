@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from geopak import __version__
 from geopak.data import coordinates
-from geopak.data.atomic import replaced_folder
+from geopak.data.atomic import replaced_folder, whole_file
 from geopak.data.ingest import read_sources, read_split_table
 from geopak.data.photo_paths import ResolvedPaths
 from geopak.errors import ConfigError, SourceError, nearest_name
@@ -394,12 +394,10 @@ def _write_left_out(path: Path, left_out: Sequence[_LeftOut]) -> None:
     if not left_out:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("id", "reason", "detail"))
         writer.writerows(left_out)
-    os.replace(partial, path)
 
 
 def _push(to: Path, config: PublishConfig) -> str:
