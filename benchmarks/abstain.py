@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from geopak.build import Trained, load_trained
 from geopak.calibration import answer_score, calibrated, calibrated_confidence, seen
 from geopak.cli import compose
 from geopak.data.dataset import PreparedSet
@@ -30,6 +29,7 @@ from geopak.errors import CheckpointError, PhotoError
 from geopak.models.decode import decode, joint_log_prob
 from geopak.options import plain
 from geopak.render.photoset import write_photo_set
+from geopak.trained import Trained, load_trained
 from geopak.types import ModelOutput
 
 ANSWERED = 0.9

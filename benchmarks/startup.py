@@ -69,6 +69,7 @@ def make_checkpoint(folder: Path, model_name: str) -> tuple[Path, Path]:
     from geopak.cli import compose
     from geopak.geo.boundaries import Outlines
     from geopak.geo.cells import CellTable, nearest_neighbours
+    from geopak.identity import model_identity, portable_config
     from geopak.models.decode import DecodingOptions
     from geopak.options import options, plain
 
@@ -88,14 +89,14 @@ def make_checkpoint(folder: Path, model_name: str) -> tuple[Path, Path]:
         neighbours=nearest_neighbours(center_latlon_deg, province_id),
     )
     model = build.build_model(plain(cfg.model), region, cells)
-    identity = build.model_identity(
+    identity = model_identity(
         plain(cfg.model),
         region,
         cells,
         Outlines.of_region(region),
         build.build_phase(cfg),
         options(DecodingOptions, plain(cfg.decoding), "decoding"),
-        build.portable_config(cfg),
+        portable_config(cfg),
     )
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     checkpoint, photo = folder / "best.ckpt", folder / "photo.jpg"

@@ -17,12 +17,13 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.subjects import random_model
-from geopak import build
+from geopak import build, loggers
 from geopak.data.dataset import PreparedSet
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.task import GeolocationTask
 from geopak.train import quieten_lightning
+from geopak.trainer import build_trainer
 from geopak.types import Batch
 
 # Steps before anything is measured.
@@ -70,7 +71,7 @@ def measure_steps(
     with tempfile.TemporaryDirectory() as home:
         cfg.data.batches_per_epoch = steps * (turns + _WARMUP_TURNS)
         cfg.data.reference_batch = cfg.data.batch_size
-        trainer = build.build_trainer(cfg, phase, Path(home))
+        trainer = build_trainer(cfg, phase, Path(home))
         datamodule = build.build_datamodule(cfg, prepared, region, cfg.model.image_size)
         model = random_model(cfg, region, prepared.cells)
         outlines = Outlines.of_region(region)
@@ -88,10 +89,10 @@ def measure_steps(
         keepers = L.pytorch.callbacks.ModelCheckpoint
         kept = [c for c in trainer.callbacks if not isinstance(c, keepers)]  # type: ignore[attr-defined]
         trainer.callbacks = [*kept, turn]  # type: ignore[attr-defined]
-        trainer.loggers = build.build_loggers(cfg, Path(home), None, is_first=True)
+        trainer.loggers = loggers.build_loggers(cfg, Path(home), None, is_first=True)
         trainer.limit_val_batches = 0
         trainer.fit(task, datamodule=datamodule)
-        build.close_loggers(trainer)
+        loggers.close_loggers(trainer)
     peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
     first = _WARMUP_TURNS
     return StepSeconds(

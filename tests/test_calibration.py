@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geopak import calibration as module
-from geopak.build import load_trained, model_identity
 from geopak.calibration import (
     KEY,
     Calibration,
@@ -43,10 +42,12 @@ from geopak.errors import CheckpointError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
+from geopak.identity import model_identity
 from geopak.models.decode import joint_log_prob
 from geopak.models.geolocator import Geolocator
 from geopak.schema.training import DecodingOptions
 from geopak.selective import Familiarity
+from geopak.trained import load_trained
 from geopak.types import ModelOutput
 from tests.conftest import CELLS_PER_PROVINCE
 from tests.test_checkpoint import make_phase

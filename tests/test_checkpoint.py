@@ -14,7 +14,7 @@ import pytest
 import shapely
 import torch
 
-from geopak.build import build_model, load_trained, model_identity
+from geopak.build import build_model
 from geopak.checkpoint import (
     BEST_NAME,
     CHECKPOINT_FOLDER,
@@ -31,11 +31,13 @@ from geopak.errors import CheckpointError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
+from geopak.identity import model_identity
 from geopak.models.decode import DecodingOptions, decode
 from geopak.models.fusion import FUSED_ENCODERS, GatedFusion
 from geopak.models.geolocator import Geolocator
 from geopak.models.heads import CellHeads
 from geopak.phases import Phase
+from geopak.trained import load_trained
 from geopak.types import Batch
 from tests.conftest import make_cells
 

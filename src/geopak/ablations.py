@@ -220,7 +220,7 @@ def plan(
 
 def fingerprint(composed: DictConfig, seed: int, photos_sha256: str, parent: Run | None) -> str:
     """Names all that the weights of a run depend on: settings, seed, photos and parent."""
-    from geopak.build import portable_config
+    from geopak.identity import portable_config
 
     config = portable_config(composed) | {"seed": seed}
     for key in ("name", "logger", "callbacks"):

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from geopak.build import Trained
     from geopak.calibration import Calibration
     from geopak.data.dataset import PreparedSet
+    from geopak.trained import Trained
     from geopak.types import Decoded, ModelOutput
 
 log = logging.getLogger(__name__)
@@ -234,13 +234,13 @@ def calibrate(cfg: DictConfig) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from geopak.build import load_trained
     from geopak.calibration import COVERAGES, seen, store
     from geopak.checkpoint import find_latest
     from geopak.conformal import fewest_photos
     from geopak.data.dataset import PreparedSet
     from geopak.data.manifest import split_settings
     from geopak.schema.preparation import SplitSettings
+    from geopak.trained import load_trained
 
     checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name)).expanduser()
     state = checkpoint.stat() if checkpoint.is_file() else None

@@ -33,7 +33,7 @@ PREVIOUS_NAME = "last-previous"
 CHECKPOINT_FOLDER = "checkpoints"
 RUN_RECORD = "run.json"
 _MODEL_PREFIX = "model."
-# What a checkpoint carries beside weights, see geopak.build.model_identity.
+# What a checkpoint carries beside weights, see geopak.identity.model_identity.
 IDENTITY = (
     "format",
     "version",
@@ -282,7 +282,7 @@ def check_continuation(
 
     Args:
         checkpoint: of the interrupted run.
-        config: the present portable configuration, see :func:`geopak.build.portable_config`.
+        config: the present portable configuration, see :func:`geopak.identity.portable_config`.
         epochs: that the phase has now.
         path: of the checkpoint.
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch.utils.data import DataLoader
 
-    from geopak.build import Trained
     from geopak.calibration import Calibration
     from geopak.data.dataset import PreparedSet
     from geopak.report.evaluation import Evaluation
     from geopak.retrieval import NearestPhotos
+    from geopak.trained import Trained
     from geopak.types import Batch
 
 log = logging.getLogger(__name__)
@@ -198,13 +198,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluates, writes the report folder, and returns the content of ``report.json``."""
     import torch
 
-    from geopak.build import load_trained
     from geopak.checkpoint import find_latest
     from geopak.data.dataset import PreparedSet
     from geopak.data.manifest import split_settings
     from geopak.inference import photo_loader
     from geopak.report.evaluation import write_report
     from geopak.schema.preparation import SplitSettings
+    from geopak.trained import load_trained
 
     checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")

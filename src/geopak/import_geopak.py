@@ -28,11 +28,12 @@ def import_geopak(cfg: DictConfig) -> Path:
         GeopakError: a file that is missing or unsafe, a checkpoint of other classes, sizes or
             provinces, or a table of other cells.
     """
-    from geopak.build import build_model, build_region, model_identity
+    from geopak.build import build_model, build_region
     from geopak.checkpoint import WithoutInitialisation
     from geopak.checkpoint_io import AtomicCheckpointIO
     from geopak.data.manifest import file_sha256
     from geopak.geo.boundaries import Outlines
+    from geopak.identity import model_identity
     from geopak.models.encoders import read_weights
     from geopak.options import options, plain
     from geopak.published.cells import read_cell_metadata

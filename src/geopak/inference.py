@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from geopak.build import Trained
 from geopak.data import features
 from geopak.data.content_hashes import content_hashes
 from geopak.data.dataset import PhotoDataset, PreparedSet
@@ -19,6 +18,7 @@ from geopak.data.feature_store import hash_folder
 from geopak.data.sampler import SequentialBatchSampler
 from geopak.data.shards import ShardIndex, ShardPhotos, ShardRowSampler
 from geopak.errors import FeatureCacheError
+from geopak.trained import Trained
 from geopak.types import Batch, ModelOutput
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from PIL import Image
 from torch import Tensor
 
-from geopak.build import load_trained
 from geopak.calibration import answer_score, calibrated, calibrated_confidence, region_mask
 from geopak.conformal import mass_before
 from geopak.data.images import Photo, files_of, load_image, name_of, stack_images
@@ -24,6 +23,7 @@ from geopak.model_folder import CONFIG, WEIGHTS, write_model_folder
 from geopak.models.decode import decode, joint_log_prob
 from geopak.results import Answer, Hypothesis, PhotoFailure, PlaceRegion, Prediction
 from geopak.schema.training import DecodingOptions
+from geopak.trained import load_trained
 
 if TYPE_CHECKING:
     import pandas as pd

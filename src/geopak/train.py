@@ -87,24 +87,25 @@ def set_up(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
     Raises:
         GeopakError: anything that the user can mend, before work is lost.
     """
-    from geopak import build, rerun
+    from geopak import build, rerun, run_start, warm_start
     from geopak.geo.boundaries import Outlines
     from geopak.options import plain
     from geopak.phases import parameter_counts
     from geopak.runs import is_first_rank
+    from geopak.trainer import build_trainer
 
     # Cheap checks first: a missing parent must not cost a model's loading.
     folder, resumed = start.folder, start.checkpoint
     region = build.build_region(cfg)
-    parent = None if resumed else build.resolve_parent(cfg, phase, overrides)
+    parent = None if resumed else warm_start.resolve_parent(cfg, phase, overrides)
     prepared = build.build_prepared(cfg, region)
     recorded_parent = str(parent) if parent else start.parent
-    record = build.start_record(cfg, prepared.cells, overrides, recorded_parent)
+    record = run_start.start_record(cfg, prepared.cells, overrides, recorded_parent)
     if cfg.rerun.of and is_first_rank():
         rerun.check(cfg.rerun.of, record, cfg.rerun.other_data)
     model_config = plain(cfg.model)
     quieten_lightning()
-    trainer = build.build_trainer(cfg, phase, folder, resumed)
+    trainer = build_trainer(cfg, phase, folder, resumed)
     datamodule = build.build_datamodule(
         cfg, prepared, region, model_config["image_size"], trainer.world_size
     )
@@ -115,7 +116,7 @@ def set_up(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model = build.build_model(model_config, region, prepared.cells)
-    pretrained = build.start_weights(
+    pretrained = warm_start.start_weights(
         model, model_config, parent, phase, region, prepared.cells, cfg, resumed
     )
     task = build.build_task(
@@ -149,7 +150,7 @@ def set_up(cfg: DictConfig, phase: Phase, start: Start, overrides: Sequence[str]
             phase.epochs,
         )
         print(build.step_summary(cfg, trainer.world_size, rate_factor))
-        build.write_start(cfg, folder, record)
+        run_start.write_start(cfg, folder, record)
     return Training(
         phase, folder, resumed, recorded_parent, region, outlines, trainer, task, datamodule,
         rate_factor,
@@ -200,14 +201,14 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
     Raises:
         GeopakError: anything that the user can mend, before work is lost.
     """
-    from geopak import build
+    from geopak import build, warm_start
     from geopak.checkpoint import CHECKPOINT_FOLDER
     from geopak.ranks import leaving_nothing_behind, starts_other_ranks, watch_parent
     from geopak.runs import held, is_first_rank
 
     watch_parent()
     phase = build.build_phase(cfg)
-    start = build.choose_start(cfg, phase, folder, overrides)
+    start = warm_start.choose_start(cfg, phase, folder, overrides)
     if start.finished:
         best = start.folder / CHECKPOINT_FOLDER / start.finished["best"]
         if is_first_rank():
@@ -223,20 +224,21 @@ def train(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> Train
 
 def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> TrainingResult:
     """Fits what is set up, keeps the best checkpoint and marks the run as finished."""
-    from geopak import build, rerun
+    from geopak import loggers, rerun
     from geopak.checkpoint import shared_overrides, write_run_record
     from geopak.ranks import RankWatch
     from geopak.sweeps.trials import TRIAL_VARIABLE
+    from geopak.trainer import was_pruned
 
     phase, trainer, task = training.phase, training.trainer, training.task
     # Last, so that a mistake above leaves no run open.
-    trainer.loggers = build.build_loggers(
+    trainer.loggers = loggers.build_loggers(
         cfg,
         training.folder,
         Path(training.parent) if training.parent else None,
         trainer.is_global_zero,
     )
-    trainer.callbacks += build.build_dashboard(  # type: ignore[attr-defined]
+    trainer.callbacks += loggers.build_dashboard(  # type: ignore[attr-defined]
         cfg, training.region, training.outlines, training.folder
     )
     watch = next(c for c in trainer.callbacks if isinstance(c, RankWatch))  # type: ignore[attr-defined]
@@ -248,7 +250,7 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
             )
     finally:
         watch.stop()
-        build.close_loggers(trainer)
+        loggers.close_loggers(trainer)
 
     keeper = trainer.checkpoint_callback
     if keeper.best_model_score is None:  # type: ignore[union-attr]
@@ -257,7 +259,7 @@ def fit(cfg: DictConfig, training: Training, overrides: Sequence[str]) -> Traini
             "more of trainer.max_steps or trainer.max_time."
         )
     best, score = Path(keeper.best_model_path), float(keeper.best_model_score)  # type: ignore[union-attr]
-    if build.was_pruned(trainer):
+    if was_pruned(trainer):
         raise TrialPrunedError(score, str(best), trainer.current_epoch)
     if trainer.is_global_zero:
         write_run_record(

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur
 
-from geopak.build import Trained
 from geopak.calibration import calibrated
 from geopak.data.images import Photo, load_image
 from geopak.errors import GeopakError
 from geopak.models.decode import joint_log_prob
 from geopak.models.geolocator import Geolocator
+from geopak.trained import Trained
 from geopak.types import ModelOutput
 
 # The path from the blurred photo is followed in so many steps, a few of them at a time.

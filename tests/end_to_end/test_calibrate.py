@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
-from geopak.build import load_trained
 from geopak.calibration import KEY, calibrated, calibrated_confidence, ids_fingerprint
 from geopak.checkpoint import newest_finished, read_checkpoint
 from geopak.data.dataset import PreparedSet
 from geopak.data.images import load_image
 from geopak.models.decode import decode, joint_log_prob
+from geopak.trained import load_trained
 
 from .conftest import TINY, Outcome, run_command
 

@@ -27,6 +27,7 @@ from geopak.data.sampler import BalancedBatchSampler
 from geopak.geo.boundaries import Outlines
 from geopak.options import plain
 from geopak.task import GeolocationTask
+from geopak.trained import load_trained
 
 from .conftest import TINY
 
@@ -269,7 +270,7 @@ def test_a_sharded_checkpoint_predicts_and_goes_on(
     sharded: Observed, phases: dict[int, Path]
 ) -> None:
     best = sharded.run / "checkpoints/best.ckpt"
-    trained = build.load_trained(best)
+    trained = load_trained(best)
     frozen = read_checkpoint(phases[1])["state_dict"]
     state = trained.model.state_dict()
     for name, value in state.items():

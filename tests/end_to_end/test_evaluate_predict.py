@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from geopak import GeopakPredictor
-from geopak.build import load_trained
 from geopak.data.dataset import PreparedSet
 from geopak.errors import CheckpointError, PhotoError
 from geopak.geo.distance import haversine_km_array
 from geopak.retrieval import nearest_train_photos
+from geopak.trained import load_trained
 
 from .conftest import Outcome
 

@@ -13,6 +13,7 @@ from geopak.cli import CONFIG_DIR, compose
 from geopak.data.datamodule import GeopakDataModule
 from geopak.geo.boundaries import Outlines
 from geopak.options import plain
+from geopak.trainer import build_trainer
 
 from .conftest import TINY
 
@@ -45,7 +46,7 @@ def test_it_is_composed_and_built(home: Path, tmp_path: Path, choice: str) -> No
     region = build.build_region(cfg)
     phase = build.build_phase(cfg)
     prepared = build.build_prepared(cfg, region)
-    trainer = build.build_trainer(cfg, phase, tmp_path)
+    trainer = build_trainer(cfg, phase, tmp_path)
     datamodule = build.build_datamodule(cfg, prepared, region, cfg.model.image_size)
     model = build.build_model(plain(cfg.model), region, prepared.cells)
     outlines = Outlines.of_region(region)

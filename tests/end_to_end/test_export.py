@@ -14,12 +14,13 @@ import torch
 from omegaconf import OmegaConf
 
 from geopak import GeopakPredictor
-from geopak.build import build_model, load_trained
+from geopak.build import build_model
 from geopak.checkpoint import read_checkpoint
 from geopak.errors import CheckpointError, ExportError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.results import Prediction
+from geopak.trained import load_trained
 
 from .conftest import Outcome, run_command
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from geopak.build import load_trained
 from geopak.checkpoint import find_latest
 from geopak.errors import CheckpointError
+from geopak.trained import load_trained
 
 from .conftest import TINY, Outcome
 from .test_train import batches_of

@@ -13,11 +13,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from geopak import GeopakPredictor
-from geopak.build import Trained
 from geopak.data.dataset import PreparedSet
 from geopak.data.images import load_image
 from geopak.models.decode import joint_log_prob
 from geopak.retrieval import PhotoIndex
+from geopak.trained import Trained
 from geopak.why import GRID, Explanation, blurred, explain
 
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from geopak.build import Trained, load_trained
 from geopak.checkpoint import read_checkpoint
 from geopak.cli import compose
 from geopak.import_geopak import import_geopak
 from geopak.models.decode import decode
 from geopak.predictor import GeopakPredictor
+from geopak.trained import Trained, load_trained
 from tests.published.restatement import (
     PROVINCES,
     SMALL,

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from geopak import __version__
-from geopak.build import Trained
 from geopak.calibration import answer_score, calibrated, calibrated_confidence
 from geopak.conformal import cells_within, mass_before
 from geopak.errors import ExportError
 from geopak.exporting.square import square_of
 from geopak.models.decode import decode, joint_log_prob
 from geopak.schema.training import DecodingOptions
+from geopak.trained import Trained
 
 log = logging.getLogger(__name__)
 
