@@ -46,8 +46,7 @@ def serve(cfg: DictConfig) -> None:
         ) from error
     del gradio
 
-    from geopak.checkpoint import find_latest
-    from geopak.predictor import GeopakPredictor
+    from geopak.predictor import predictor_of
     from geopak.web.photos import Limits
 
     listening = _listen(cfg.host, cfg.port)
@@ -57,16 +56,7 @@ def serve(cfg: DictConfig) -> None:
     try:
         from geopak.web.site import make_site
 
-        predictor = GeopakPredictor(
-            Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name)),
-            cfg.device,
-            cfg.rule,
-            cfg.batch_size,
-            cfg.precision,
-            cfg.coverage,
-            cfg.per_province,
-            cfg.abstain_below,
-        )
+        predictor = predictor_of(cfg)
         limits = Limits(
             max_mb=cfg.max_mb,
             max_megapixels=cfg.max_megapixels,

@@ -199,14 +199,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     import torch
 
     from geopak.build import load_trained
-    from geopak.checkpoint import find_latest
+    from geopak.checkpoint import chosen_checkpoint
     from geopak.data.dataset import PreparedSet
     from geopak.data.manifest import split_settings
     from geopak.inference import photo_loader
     from geopak.report.evaluation import write_report
     from geopak.schema.preparation import SplitSettings
 
-    checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
+    checkpoint = chosen_checkpoint(cfg.ckpt, Path(cfg.paths.outputs) / cfg.name)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(checkpoint, device)
     prepared = PreparedSet.read(cfg.prepared, cfg.root, trained.region)

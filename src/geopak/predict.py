@@ -188,20 +188,9 @@ def predict(cfg: DictConfig) -> Outcome:
         if cfg[key] and len(photos) > 1:
             raise ConfigError(f"{key}= draws one photo, images= names {len(photos)}.")
 
-    from geopak.checkpoint import find_latest
-    from geopak.predictor import GeopakPredictor
+    from geopak.predictor import predictor_of
 
-    checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
-    predictor = GeopakPredictor(
-        checkpoint,
-        cfg.device,
-        cfg.rule,
-        cfg.batch_size,
-        cfg.precision,
-        cfg.coverage,
-        cfg.per_province,
-        cfg.abstain_below,
-    )
+    predictor = predictor_of(cfg)
     outcome = Outcome(len(photos))
     file = open_file(cfg, predictor, photos) if cfg.out else None
     if file is not None:
