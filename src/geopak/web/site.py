@@ -12,13 +12,14 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from geopak.errors import GeopakError
+from geopak.errors import GeopakError, PhotoError
 from geopak.predictor import GeopakPredictor
 from geopak.retrieval import PhotoIndex
-from geopak.web.api import make_routes
+from geopak.web.api import make_routes, refuse_query
 from geopak.web.asking import DOWNLOADS, Asking
 from geopak.web.guard import Guard
 from geopak.web.photos import Limits
@@ -64,7 +65,8 @@ def make_site(
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
     )
-    app.include_router(make_routes(asking, asking.api_page()))
+    app.include_router(make_routes(asking))
+    app.add_exception_handler(RequestValidationError, refuse_query)
     base = asking.map_base()
 
     @app.get("/map/base.json", include_in_schema=False)
@@ -116,7 +118,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
                         height=300,
                         buttons=[],
                         elem_id="photo",
-                        placeholder=f"Drop a photo, or click to choose one\n{accepted}",
+                        placeholder=f"Drop or paste a photo, or click to choose one\n{accepted}",
                     )
                     reason = gr.HTML(elem_id="why")
                 with gr.Column(scale=6, min_width=320):
@@ -146,36 +148,35 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             '<a href="api">API for programs</a></p>'
         )
 
-        async def locate(path: str | None) -> str:
+        async def locate(path: str | None) -> tuple[str, str]:
+            # The second empties the reasons: they are of the photo before.
             if path is None:
-                return asking.answer_html(None)
+                return asking.answer_html(None), ""
             try:
-                return asking.answer_html(await asking.answer(Path(path).read_bytes()))
+                return asking.answer_html(await asking.answer(Path(path).read_bytes())), ""
             except OSError:
-                return asking.refusal_html("The photo has been deleted. Please give it again.")
+                return asking.refusal_html("The photo has been deleted. Please give it again."), ""
             except GeopakError as error:
-                return asking.refusal_html(str(error))
+                return asking.refusal_html(str(error)), ""
 
         async def explain(path: str | None) -> str:
             if path is None:
                 return ""
             try:
-                found = await asking.explanation(Path(path).read_bytes())
-                return await asyncio.to_thread(asking.why_html, found)
-            except (OSError, GeopakError):
-                # Beside it the page says already what is amiss.
+                reason = await asking.reason(Path(path).read_bytes())
+                return await asyncio.to_thread(asking.why_html, reason)
+            except (OSError, PhotoError):
+                # Beside it the page says already what is amiss with the photo.
                 return ""
+            except GeopakError as error:
+                return asking.no_reason_html(str(error))
 
         async def locate_many(paths: list[str] | None) -> list[Any]:
             hidden = [gr.update(visible=False)] * len(DOWNLOADS)
             if not paths:
                 return [asking.refusal_html("Please give some photos first."), *hidden]
             try:
-                given = [(Path(p).name, Path(p).read_bytes()) for p in paths[: limits.max_photos]]
-                answers, files = await asking.files(given)
-            except OSError:
-                reason = "The photos have been deleted. Please give them again."
-                return [asking.refusal_html(reason), *hidden]
+                answers, files = await asking.files([Path(path) for path in paths])
             except GeopakError as error:
                 return [asking.refusal_html(str(error)), *hidden]
             return [
@@ -184,7 +185,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             ]
 
         event: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-        photo.change(locate, photo, place, trigger_mode="always_last", **event).then(
+        photo.change(locate, photo, [place, reason], trigger_mode="always_last", **event).then(
             explain, photo, reason, **event
         )
         ask.click(locate_many, photos, [told, *downloads], **event)
