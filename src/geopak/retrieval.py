@@ -24,6 +24,8 @@ from geopak.geo.distance import haversine_km_array
 from geopak.geo.region import Region
 from geopak.models.geolocator import Geolocator
 
+_CHUNK = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class NearestPhotos:
@@ -202,8 +204,13 @@ class PhotoIndex:
         )
         dims = (model.semantic.dim, model.scene.dim)
         table = prepared.photos.iloc[rows]
+        places = cached.position[torch.from_numpy(rows)]
+        known = torch.empty(len(rows), sum(dims))
+        # All at once they would be in memory several times.
+        for part, out in zip(places.split(_CHUNK), known.split(_CHUNK), strict=True):
+            out.copy_(descriptors(cached.values[part, 0], dims))
         return cls(
-            descriptors(cached.values[cached.position[torch.from_numpy(rows)], 0], dims),
+            known,
             dims,
             [Path(photos.paths[r]) for r in rows],
             table[["latitude", "longitude"]].to_numpy(float),

@@ -39,7 +39,7 @@ _BLUR = 1 / 12
 # Relevance is told of fields, so many a side: single pixels say nothing.
 GRID = 16
 _PICTURE_PX = 448
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
 # Of the train photos beside an explanation.
 NUM_NEIGHBOURS = 6
 _NEIGHBOUR_PX = 160

@@ -26,8 +26,6 @@ from geopak.web.photos import Limits
 
 FILES = Path(__file__).parent / "files"
 _SWEEP_SECONDS = 20.0
-# At once in Gradio's own line; the model's own line is behind it.
-_EVENTS_AT_ONCE = 4
 
 
 def make_site(
@@ -189,8 +187,9 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             explain, photo, reason, **event
         )
         ask.click(locate_many, photos, [told, *downloads], **event)
+    # Nobody waits in Gradio's line, which knows no patience: the model's own is behind it.
     page.queue(
-        max_size=limits.max_waiting, default_concurrency_limit=_EVENTS_AT_ONCE, api_open=False
+        max_size=limits.max_waiting, default_concurrency_limit=limits.max_waiting, api_open=False
     )
     return page
 
