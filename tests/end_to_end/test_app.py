@@ -25,6 +25,7 @@ from PIL import Image
 
 from geopak import GeopakPredictor
 from geopak.retrieval import PhotoIndex
+from geopak.web.asking import Asking
 from geopak.web.photos import Limits, without_metadata
 from geopak.why import explain
 
@@ -230,6 +231,27 @@ def test_twenty_at_once_are_answered_as_each_alone(served: Served) -> None:
     with ThreadPoolExecutor(20) as pool:
         together = list(pool.map(ask, photos))
     assert together == alone
+
+
+def test_the_page_says_why_there_is_no_reason_and_shows_no_old_one(
+    home: Path, phases: dict[int, Path], tmp_path: Path
+) -> None:
+    photo = str(sorted((home / "data/synthetic/photos").rglob("*.jpg"))[1])
+    gone = str(tmp_path / "gone.jpg")
+    predictor = GeopakPredictor(phases[2], device="cpu")
+    for timeout_s in (1e-4, 60):
+        asking = Asking(predictor, Limits(timeout_s=timeout_s), tmp_path)
+        answer, reason = asyncio.run(asking.located(photo))
+        told = asyncio.run(asking.explained(photo))
+        # Of the photo before: it goes as the answer comes.
+        assert reason == ""
+        late = "took longer than 0.0001 seconds"
+        assert (late in answer) == (late in told) == (timeout_s < 1)
+        assert ("data-answer" in answer) == ("data:image/jpeg" in told) == (timeout_s > 1)
+        assert "deleted" in asyncio.run(asking.located(gone))[0]
+        assert asyncio.run(asking.explained(gone)) == ""
+        assert "data-answer" not in asyncio.run(asking.located(None))[0]
+        asking.close()
 
 
 @pytest.mark.slow

@@ -52,14 +52,14 @@ def test_a_killed_servers_photos_go_with_the_next_and_a_living_ones_stay(tempora
     other = temporary / "geopak-app-of-another-kind"
     (other / "deep").mkdir(parents=True)
     (temporary / "elsewhere").mkdir()
-    (temporary / "elsewhere/lock").touch()
+    (temporary / "elsewhere/lock").write_text("kept")
     (temporary / "geopak-app-link").symlink_to(temporary / "elsewhere")
     assert (folders[0] / "a.jpg").is_file()
     with private_folder() as own:
         assert not folders[0].parent.exists()
         assert (folders[1] / "a.jpg").is_file()
         assert (other / "deep").is_dir()
-        assert (temporary / "elsewhere/lock").is_file()
+        assert (temporary / "elsewhere/lock").read_text() == "kept"
         assert list(own.iterdir()) == []
     assert living.communicate("", 20) is not None
     assert not folders[1].parent.exists()

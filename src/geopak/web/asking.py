@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from geopak.calibration import weights_fingerprint
-from geopak.errors import PhotoError
+from geopak.errors import GeopakError, PhotoError
 from geopak.geo.extents import Ground, cell_extents
 from geopak.predictor import GeopakPredictor
 from geopak.report.maps import province_colors
@@ -296,6 +297,33 @@ class Asking:
         """Why there is no reason, as a part of the page."""
         text = Markup('<div class="geopak-answer"><p class="note">Why there? {}</p></div>')
         return str(text.format(reason))
+
+    async def located(self, path: str | None) -> tuple[str, str]:
+        """What the page shows of an uploaded photo: its place; and of reasons nothing as yet.
+
+        Those that are shown are of the photo before.
+        """
+        if path is None:
+            return self.answer_html(None), ""
+        try:
+            return self.answer_html(await self.answer(Path(path).read_bytes())), ""
+        except OSError:
+            return self.refusal_html("The photo has been deleted. Please give it again."), ""
+        except GeopakError as error:
+            return self.refusal_html(str(error)), ""
+
+    async def explained(self, path: str | None) -> str:
+        """What the page shows of the reasons, or why there are none."""
+        if path is None:
+            return ""
+        try:
+            reason = await self.reason(Path(path).read_bytes())
+            return await asyncio.to_thread(self.why_html, reason)
+        except (OSError, PhotoError):
+            # Beside it the page says already what is amiss with the photo.
+            return ""
+        except GeopakError as error:
+            return self.no_reason_html(str(error))
 
     def refusal_html(self, reason: str) -> str:
         """A reason why there is no answer, as a part of the page."""

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from geopak.errors import GeopakError, PhotoError
+from geopak.errors import GeopakError
 from geopak.predictor import GeopakPredictor
 from geopak.retrieval import PhotoIndex
 from geopak.web.api import make_routes, refuse_query
@@ -146,29 +146,6 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             '<a href="api">API for programs</a></p>'
         )
 
-        async def locate(path: str | None) -> tuple[str, str]:
-            # The second empties the reasons: they are of the photo before.
-            if path is None:
-                return asking.answer_html(None), ""
-            try:
-                return asking.answer_html(await asking.answer(Path(path).read_bytes())), ""
-            except OSError:
-                return asking.refusal_html("The photo has been deleted. Please give it again."), ""
-            except GeopakError as error:
-                return asking.refusal_html(str(error)), ""
-
-        async def explain(path: str | None) -> str:
-            if path is None:
-                return ""
-            try:
-                reason = await asking.reason(Path(path).read_bytes())
-                return await asyncio.to_thread(asking.why_html, reason)
-            except (OSError, PhotoError):
-                # Beside it the page says already what is amiss with the photo.
-                return ""
-            except GeopakError as error:
-                return asking.no_reason_html(str(error))
-
         async def locate_many(paths: list[str] | None) -> list[Any]:
             hidden = [gr.update(visible=False)] * len(DOWNLOADS)
             if not paths:
@@ -183,9 +160,9 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             ]
 
         event: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-        photo.change(locate, photo, [place, reason], trigger_mode="always_last", **event).then(
-            explain, photo, reason, **event
-        )
+        photo.change(
+            asking.located, photo, [place, reason], trigger_mode="always_last", **event
+        ).then(asking.explained, photo, reason, **event)
         ask.click(locate_many, photos, [told, *downloads], **event)
     # Nobody waits in Gradio's line, which knows no patience: the model's own is behind it.
     page.queue(
