@@ -101,7 +101,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
         gr.HTML(
             f'<div class="geopak-head"><h1>{title}</h1><p>Give a photo, and see where it was '
             "probably taken, and how sure that is. Photos stay on this machine, lose their "
-            f"metadata on arrival, and are deleted within {limits.keep_minutes:g} minutes."
+            f"metadata on arrival, and are deleted after {limits.keep_minutes:g} minutes."
             "</p></div>"
         )
         with gr.Tabs():
