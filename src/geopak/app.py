@@ -5,10 +5,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +16,7 @@ from geopak.cli import entry_point
 from geopak.errors import ConfigError, GeopakError
 
 if TYPE_CHECKING:
-    from geopak.predictor import GeopakPredictor
-    from geopak.retrieval import PhotoIndex
+    from geopak.web.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -46,62 +43,68 @@ def serve(cfg: DictConfig) -> None:
         ) from error
     del gradio
 
-    from geopak.checkpoint import find_latest
-    from geopak.predictor import GeopakPredictor
-    from geopak.web.photos import Limits
+    from geopak.web.private_folder import private_folder
 
+    # A closed terminal and a service manager end the server as Ctrl-C does: photos are deleted.
+    # Uvicorn ends in good order, then sends itself the signal again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hang_up = getattr(signal, "SIGHUP", None)
+    # nohup has it ignored.
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        signal.signal(hang_up, lambda *_: signal.raise_signal(signal.SIGTERM))
     listening = _listen(cfg.host, cfg.port)
-    folder = Path(tempfile.mkdtemp(prefix="geopak-app-"))
-    # Gradio puts uploads there; nobody else of this machine may look in.
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     try:
-        from geopak.web.site import make_site
-
-        predictor = GeopakPredictor(
-            Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name)),
-            cfg.device,
-            cfg.rule,
-            cfg.batch_size,
-            cfg.precision,
-            cfg.coverage,
-            cfg.per_province,
-            cfg.abstain_below,
-        )
-        limits = Limits(
-            max_mb=cfg.max_mb,
-            max_megapixels=cfg.max_megapixels,
-            max_photos=cfg.max_photos,
-            max_batch_mb=cfg.max_batch_mb,
-            timeout_s=cfg.timeout_s,
-            max_waiting=cfg.max_waiting,
-            keep_minutes=cfg.keep_minutes,
-        )
-        hosts = _names(cfg.host, list(cfg.hosts))
-        site = make_site(predictor, limits, folder, hosts, _neighbours(cfg, predictor))
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        log.info("open http://%s:%d in a browser; Ctrl-C ends it", shown, port)
-        if not hosts:
-            log.warning(
-                "warning: host=%s lets in everyone who can reach this machine, without a password.",
-                cfg.host,
+        with private_folder() as folder:
+            # Gradio puts uploads there.
+            os.environ["GRADIO_TEMP_DIR"] = str(folder)
+            site, hosts = _site(cfg, folder)
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            log.info("open http://%s:%d in a browser; Ctrl-C ends it", shown, port)
+            if not hosts:
+                log.warning(
+                    "warning: host=%s lets in everyone who can reach this machine, without a "
+                    "password.",
+                    cfg.host,
+                )
+            config = uvicorn.Config(
+                site,
+                log_level="warning",
+                server_header=False,
+                limit_concurrency=cfg.max_waiting + _MORE_CONNECTIONS,
+                timeout_graceful_shutdown=3,
             )
-        config = uvicorn.Config(
-            site,
-            log_level="warning",
-            server_header=False,
-            limit_concurrency=cfg.max_waiting + _MORE_CONNECTIONS,
-            timeout_graceful_shutdown=3,
-        )
-        # Uvicorn ends in good order, then sends itself the signal again: it must not end the
-        # process before the photos are deleted.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        uvicorn.Server(config).run(sockets=[listening])
+            uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
         log.info("ended")
     finally:
         listening.close()
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _site(cfg: DictConfig, folder: Path) -> tuple[Guard, list[str]]:
+    """The page, and the names that it answers to."""
+    from geopak.predictor import predictor_of
+    from geopak.retrieval import PhotoIndex
+    from geopak.web.photos import Limits
+    from geopak.web.site import make_site
+
+    predictor, known = predictor_of(cfg), None
+    if cfg.prepared is not None:
+        trained = predictor.trained
+        known = PhotoIndex.of_folder(
+            trained.model, trained.region, cfg.prepared, cfg.root, cfg.feature_folder
+        )
+    limits = Limits(
+        max_mb=cfg.max_mb,
+        max_megapixels=cfg.max_megapixels,
+        max_photos=cfg.max_photos,
+        max_batch_mb=cfg.max_batch_mb,
+        timeout_s=cfg.timeout_s,
+        max_waiting=cfg.max_waiting,
+        keep_minutes=cfg.keep_minutes,
+    )
+    hosts = _names(cfg.host, list(cfg.hosts))
+    return make_site(predictor, limits, folder, hosts, known), hosts
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -132,21 +135,6 @@ def _names(host: str, more: list[str]) -> list[str]:
     if is_loopback:
         return [*_LOOPBACK_NAMES, host.lower(), *(name.lower() for name in more)]
     return [host.lower(), *(name.lower() for name in more)] if more else []
-
-
-def _neighbours(cfg: DictConfig, predictor: GeopakPredictor) -> PhotoIndex | None:
-    """The train photos to compare with, encoded where they are not yet.
-
-    Raises:
-        GeopakError: the set is missing, of another region or of other cells than the model's.
-    """
-    if cfg.prepared is None:
-        return None
-    from geopak.data.dataset import PreparedSet
-    from geopak.retrieval import PhotoIndex
-
-    prepared = PreparedSet.read(cfg.prepared, cfg.root, predictor.trained.region)
-    return PhotoIndex.of_train(predictor.trained.model, prepared, cfg.feature_folder)
 
 
 @entry_point("app")

@@ -235,14 +235,14 @@ def calibrate(cfg: DictConfig) -> dict[str, Any]:
     import torch
 
     from geopak.calibration import COVERAGES, seen, store
-    from geopak.checkpoint import find_latest
+    from geopak.checkpoint import chosen_checkpoint
     from geopak.conformal import fewest_photos
     from geopak.data.dataset import PreparedSet
     from geopak.data.manifest import split_settings
     from geopak.schema.preparation import SplitSettings
     from geopak.trained import load_trained
 
-    checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name)).expanduser()
+    checkpoint = chosen_checkpoint(cfg.ckpt, Path(cfg.paths.outputs) / cfg.name)
     state = checkpoint.stat() if checkpoint.is_file() else None
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(checkpoint, device, calibration=False)

@@ -488,3 +488,12 @@ def find_latest(run_root: Path) -> Path:
         f"There is no finished run below {run_root}. Pass ckpt=CHECKPOINT, or train first:\n\n"
         "    python -m geopak.train -m phase=0,1,2\n"
     )
+
+
+def chosen_checkpoint(ckpt: str | None, run_root: Path) -> Path:
+    """The checkpoint that a command was given, or :func:`find_latest` of the runs of a name.
+
+    Raises:
+        CheckpointError: none was given, and no run is finished.
+    """
+    return Path(ckpt).expanduser() if ckpt else find_latest(run_root)

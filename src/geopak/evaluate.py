@@ -198,7 +198,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluates, writes the report folder, and returns the content of ``report.json``."""
     import torch
 
-    from geopak.checkpoint import find_latest
+    from geopak.checkpoint import chosen_checkpoint
     from geopak.data.dataset import PreparedSet
     from geopak.data.manifest import split_settings
     from geopak.inference import photo_loader
@@ -206,7 +206,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from geopak.schema.preparation import SplitSettings
     from geopak.trained import load_trained
 
-    checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
+    checkpoint = chosen_checkpoint(cfg.ckpt, Path(cfg.paths.outputs) / cfg.name)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(checkpoint, device)
     prepared = PreparedSet.read(cfg.prepared, cfg.root, trained.region)

@@ -187,21 +187,14 @@ def predict(cfg: DictConfig) -> Outcome:
     for key in ("map", "why"):
         if cfg[key] and len(photos) > 1:
             raise ConfigError(f"{key}= draws one photo, images= names {len(photos)}.")
+    if cfg.why:
+        from geopak.why import check_picture
 
-    from geopak.checkpoint import find_latest
-    from geopak.predictor import GeopakPredictor
+        check_picture("why", cfg.why)
 
-    checkpoint = Path(cfg.ckpt or find_latest(Path(cfg.paths.outputs) / cfg.name))
-    predictor = GeopakPredictor(
-        checkpoint,
-        cfg.device,
-        cfg.rule,
-        cfg.batch_size,
-        cfg.precision,
-        cfg.coverage,
-        cfg.per_province,
-        cfg.abstain_below,
-    )
+    from geopak.predictor import predictor_of
+
+    predictor = predictor_of(cfg)
     outcome = Outcome(len(photos))
     file = open_file(cfg, predictor, photos) if cfg.out else None
     if file is not None:
@@ -221,7 +214,7 @@ def predict(cfg: DictConfig) -> Outcome:
     if cfg.map:
         _draw(cfg, predictor, find_photos(cfg.images)[0], outcome)
     if cfg.why:
-        _explain(cfg, predictor, find_photos(cfg.images)[0])
+        _explain(cfg, predictor, find_photos(cfg.images)[0], outcome)
     if cfg.out:
         log.info("written: %s", cfg.out)
     return outcome
@@ -371,16 +364,28 @@ def _draw(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outc
     draw_prediction(cfg.map, answer, predictor.trained.region, predictor.trained.outlines, photo)
 
 
-def _explain(cfg: DictConfig, predictor: GeopakPredictor, photo: str) -> None:
-    """The picture of ``why=``."""
-    from geopak.why import draw_explanation, explain
+def _explain(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outcome) -> None:
+    """The picture of ``why=``, with the most similar train photos of ``prepared=``."""
+    from geopak.retrieval import PhotoIndex
+    from geopak.why import NUM_NEIGHBOURS, draw_explanation, explain
 
-    found = explain(predictor.trained, photo)
-    weights = ", ".join(f"{name} {share:.0%}" for name, share in found.encoders.items())
-    log.info("weights of the encoders: %s", weights)
-    province = predictor.trained.cells.province_id[found.cell_id]
-    name = predictor.trained.region.names[int(province)]
-    draw_explanation(cfg.why, found, f"{name}, {found.lat:.3f}, {found.lon:.3f}")
+    trained = predictor.trained
+    found = explain(trained, photo)
+    if found.encoders:
+        weights = ", ".join(f"{name} {share:.0%}" for name, share in found.encoders.items())
+        log.info("weights of the encoders: %s", weights)
+    near = []
+    if cfg.prepared is not None:
+        answer = outcome.answers[0] if outcome.answers else predictor.predict(photo)
+        known = PhotoIndex.of_folder(
+            trained.model, trained.region, cfg.prepared, cfg.root, cfg.feature_folder
+        )
+        place = (answer["lat"], answer["lon"])
+        for one in known.nearest(found.features, NUM_NEIGHBOURS, place):
+            near.append((trained.region.names[one.province_id], one))
+            log.info("%.2f alike, %s km away: %s", one.similarity, f"{one.away_km:,.0f}", one.path)
+    name = trained.region.names[int(trained.cells.province_id[found.cell_id])]
+    draw_explanation(cfg.why, found, f"{name}, {found.lat:.3f}, {found.lon:.3f}", near)
     log.info("written: %s", cfg.why)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from geopak.calibration import answer_score, calibrated, calibrated_confidence, region_mask
+from geopak.checkpoint import chosen_checkpoint
 from geopak.conformal import mass_before
 from geopak.data.images import Photo, files_of, load_image, name_of, stack_images
 from geopak.errors import ConfigError, PhotoError
@@ -27,6 +28,7 @@ from geopak.trained import load_trained
 
 if TYPE_CHECKING:
     import pandas as pd
+    from omegaconf import DictConfig
 
 CARD = "README.md"
 _MOST_THREADS = 8
@@ -409,6 +411,28 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
             answer_score=score,
             answered=score >= self.abstain_below,
         )
+
+
+def predictor_of(cfg: DictConfig) -> GeopakPredictor:
+    """The predictor that a command's options ask for.
+
+    Args:
+        cfg: ``ckpt``, or ``name`` and ``paths.outputs`` where that is null; ``device, rule,
+            batch_size, precision, coverage, per_province, abstain_below``.
+
+    Raises:
+        GeopakError: no such checkpoint, or options that cannot be, see :class:`GeopakPredictor`.
+    """
+    return GeopakPredictor(
+        chosen_checkpoint(cfg.ckpt, Path(cfg.paths.outputs) / cfg.name),
+        device=cfg.device,
+        rule=cfg.rule,
+        batch_size=cfg.batch_size,
+        precision=cfg.precision,
+        coverage=cfg.coverage,
+        per_province=cfg.per_province,
+        abstain_below=cfg.abstain_below,
+    )
 
 
 def _is_photo(source: object) -> bool:

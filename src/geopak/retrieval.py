@@ -20,7 +20,11 @@ from geopak.data.content_hashes import content_hashes
 from geopak.data.dataset import PhotoDataset, PreparedSet
 from geopak.data.feature_store import hash_folder
 from geopak.data.features import Encoding, Pictures, cached_features
+from geopak.geo.distance import haversine_km_array
+from geopak.geo.region import Region
 from geopak.models.geolocator import Geolocator
+
+_CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +121,14 @@ class KnownPhoto:
         latlon_deg: where it was taken, degrees.
         province_id: its province.
         similarity: cosine of both descriptors, at most 1.
+        away_km: from the place that the other photo's answer names.
     """
 
     path: Path
     latlon_deg: tuple[float, float]
     province_id: int
     similarity: float
+    away_km: float
 
 
 class PhotoIndex:
@@ -146,6 +152,28 @@ class PhotoIndex:
     ) -> None:
         self._descriptor, self._dims, self._paths = descriptor, tuple(dims), paths
         self._latlon_deg, self._province_id = latlon_deg, province_id
+
+    @classmethod
+    def of_folder(
+        cls,
+        model: Geolocator,
+        region: Region,
+        prepared: str | Path,
+        root: str | Path,
+        folder: str | Path,
+    ) -> PhotoIndex:
+        """All train photos of a prepared set on disk, as :meth:`of_train`.
+
+        Args:
+            model: its encoders, on their device.
+            region: the model's.
+            prepared, root: folders of the set and of its photos.
+            folder: of the feature caches.
+
+        Raises:
+            GeopakError: the set is missing or of another region.
+        """
+        return cls.of_train(model, PreparedSet.read(prepared, root, region), folder)
 
     @classmethod
     def of_train(
@@ -176,29 +204,41 @@ class PhotoIndex:
         )
         dims = (model.semantic.dim, model.scene.dim)
         table = prepared.photos.iloc[rows]
+        places = cached.position[torch.from_numpy(rows)]
+        known = torch.empty(len(rows), sum(dims))
+        # All at once they would be in memory several times.
+        for part, out in zip(places.split(_CHUNK), known.split(_CHUNK), strict=True):
+            out.copy_(descriptors(cached.values[part, 0], dims))
         return cls(
-            descriptors(cached.values[cached.position[torch.from_numpy(rows)], 0], dims),
+            known,
             dims,
             [Path(photos.paths[r]) for r in rows],
             table[["latitude", "longitude"]].to_numpy(float),
             table["province_id"].to_numpy(np.int64),
         )
 
-    def nearest(self, features: Tensor, num: int) -> list[KnownPhoto]:
+    def nearest(
+        self, features: Tensor, num: int, answer_deg: tuple[float, float]
+    ) -> list[KnownPhoto]:
         """The most similar photos, most similar first.
 
         Args:
             features: (D,) of both encoders side by side, of :meth:`Geolocator.embed`.
             num: of photos.
+            answer_deg: place that distances are told from, degrees.
         """
         query = descriptors(features.detach().cpu().float()[None], self._dims)[0]
         found = (self._descriptor @ query).topk(min(num, len(self._descriptor)))
+        away_km = haversine_km_array(self._latlon_deg[found.indices.numpy()], answer_deg)
         return [
             KnownPhoto(
                 self._paths[row],
                 (float(self._latlon_deg[row, 0]), float(self._latlon_deg[row, 1])),
                 int(self._province_id[row]),
                 similarity,
+                float(km),
             )
-            for row, similarity in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            for row, similarity, km in zip(
+                found.indices.tolist(), found.values.tolist(), away_km, strict=True
+            )
         ]

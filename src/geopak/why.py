@@ -10,7 +10,7 @@ with random pixels 23.5%.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,11 @@ from torchvision.transforms.functional import gaussian_blur
 
 from geopak.calibration import calibrated
 from geopak.data.images import Photo, load_image
-from geopak.errors import GeopakError
-from geopak.models.decode import joint_log_prob
+from geopak.errors import ConfigError, GeopakError, PhotoError
+from geopak.models.decode import joint_log_prob, select_hypotheses
+from geopak.models.fusion import ConcatFusion
 from geopak.models.geolocator import Geolocator
+from geopak.retrieval import KnownPhoto
 from geopak.trained import Trained
 from geopak.types import ModelOutput
 
@@ -37,6 +39,10 @@ _BLUR = 1 / 12
 # Relevance is told of fields, so many a side: single pixels say nothing.
 GRID = 16
 _PICTURE_PX = 448
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
+# Of the train photos beside an explanation.
+NUM_NEIGHBOURS = 6
+_NEIGHBOUR_PX = 160
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +50,15 @@ class Explanation:
     """Why a photo was placed in a cell.
 
     Attributes:
-        cell_id: the most probable cell.
+        cell_id: the cell of the answer's first hypothesis.
         probability: of that cell among all.
         lat, lon: the photo's refined position in it, degrees.
-        encoders: weight of each in the fusion, by name; they sum to 1.
+        encoders: weight of each in the fusion, by name; they sum to 1. Empty where the fusion
+            merges both by a layer, and no number tells them apart.
         relevance: (G, G) how much the photo's fields, from the top left, raise the cell's log
             probability over that of a blurred photo; negative where they lower it.
-        image: (3, S, S) uint8, the square that the model saw.
-        features: (D,) of both encoders side by side.
+        image: (3, P, P) uint8, the square that the model saw, in more pixels where it sees few.
+        features: (D,) of both encoders side by side, of :meth:`Geolocator.embed`.
     """
 
     cell_id: int
@@ -77,7 +84,7 @@ class Explanation:
         from matplotlib import colormaps
 
         shown = Image.fromarray(self.image.permute(1, 2, 0).contiguous().numpy())
-        shown = shown.resize((side_px, side_px), Image.Resampling.BICUBIC)
+        shown = shown.resize((side_px, side_px), Image.Resampling.LANCZOS)
         heat = Image.fromarray(self.heat().astype(np.float32))
         heat = heat.resize((side_px, side_px), Image.Resampling.BICUBIC)
         strength = np.clip(np.asarray(heat), 0, 1)[..., None]
@@ -90,13 +97,19 @@ class Explanation:
         return Image.fromarray(np.round(255 * mixed.clip(0, 1)).astype(np.uint8))
 
 
-def explain(trained: Trained, photo: Photo, steps: int = _STEPS) -> Explanation:
-    """Explains the most probable cell of a photo.
+def explain(
+    trained: Trained,
+    photo: Photo,
+    steps: int = _STEPS,
+    proceed: Callable[[], None] = lambda: None,
+) -> Explanation:
+    """Explains the cell of the first hypothesis that the predictor has of a photo.
 
     Args:
         trained: the model.
         photo: any that the predictor takes.
         steps: of the integral.
+        proceed: is called before every few of them; what it raises ends the work.
 
     Raises:
         PhotoError: the photo cannot be read.
@@ -109,15 +122,24 @@ def explain(trained: Trained, photo: Photo, steps: int = _STEPS) -> Explanation:
             f"An explanation needs captum ({error.name} is missing): pip install 'geopak[app]'."
         ) from error
     model = trained.model
+    if not isinstance(photo, (str, Path, bytes, Image.Image, np.ndarray)):
+        # It is read twice below.
+        photo = photo.read()
     square = load_image(photo, model.image_size)
     image = square[None].to(model.cell_center_deg.device).float() / 255
     with torch.no_grad():
         output = _output(trained, image)
         log_prob = joint_log_prob(output, model.cell_province_id)[0]
-        cell_id = int(log_prob.argmax())
-        place = model.locate(output.fused, torch.tensor([cell_id], device=image.device))[0]
+        options = trained.decoding
+        hypotheses, _ = select_hypotheses(
+            output, model.cell_province_id, options.top_provinces, options.top_cells
+        )
+        cell_id = int(hypotheses[0, 0])
+        place = model.locate(output.fused, hypotheses[:, 0])[0]
+        features = model.embed(image)[0]
 
     def of_cell(images: Tensor) -> Tensor:
+        proceed()
         found = joint_log_prob(_output(trained, images), model.cell_province_id)
         return found[:, cell_id]
 
@@ -126,17 +148,23 @@ def explain(trained: Trained, photo: Photo, steps: int = _STEPS) -> Explanation:
         attribution = IntegratedGradients(of_cell).attribute(
             image.clone(), blurred(image), n_steps=steps, internal_batch_size=_AT_A_TIME
         )
-    fields = functional.adaptive_avg_pool2d(attribution.detach().sum(1, keepdim=True), GRID)
     return Explanation(
         cell_id=cell_id,
         probability=float(log_prob[cell_id].exp()),
         lat=float(place[0]),
         lon=float(place[1]),
         encoders=_weights(model, float(output.gate[0])),
-        relevance=fields[0, 0].double().cpu().numpy() * (model.image_size / GRID) ** 2,
-        image=square,
-        features=output.features[0].cpu(),
+        relevance=_by_field(attribution.detach()[0].sum(0).double().cpu()),
+        image=load_image(photo, max(model.image_size, _PICTURE_PX)),
+        features=features.cpu(),
     )
+
+
+def _by_field(relevance: Tensor) -> NDArray[np.float64]:
+    """(S, S) of pixels -> (G, G): each pixel counts for the one field that its corner is in."""
+    side = relevance.shape[-1]
+    belongs = functional.one_hot(torch.arange(side) * GRID // side, GRID).to(relevance.dtype)
+    return (belongs.T @ relevance @ belongs).numpy()
 
 
 def blurred(image: Tensor) -> Tensor:
@@ -148,6 +176,8 @@ def blurred(image: Tensor) -> Tensor:
 
 
 def _weights(model: Geolocator, gate: float) -> dict[str, float]:
+    if isinstance(model.fusion, ConcatFusion):
+        return {}
     weights = {"semantic": 1 - gate, "scene": gate}
     return {name: weights[name] for name in model.fused_encoders}
 
@@ -166,18 +196,46 @@ def _output(trained: Trained, image: Tensor) -> ModelOutput:
     return output
 
 
-def draw_explanation(path: str | Path, found: Explanation, place: str) -> None:
-    """Saves a picture: the photo, the same with its heat, and the weights of the encoders.
+def check_picture(key: str, path: str | Path) -> None:
+    """Refuses a path that no picture can be written to, before any work is done for it.
+
+    Raises:
+        ConfigError: its suffix names no kind of picture, or it is a folder, or in none.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in PICTURE_SUFFIXES:
+        raise ConfigError(
+            f"{key}={path} does not end as a picture's name does. "
+            f"Known: {', '.join(PICTURE_SUFFIXES)}."
+        )
+    if Path(path).is_dir():
+        raise ConfigError(f"{key}={path} is a folder: name a file in it.")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key}={path} cannot be written: {error.strerror}.") from error
+
+
+def draw_explanation(
+    path: str | Path, found: Explanation, place: str, near: Sequence[tuple[str, KnownPhoto]] = ()
+) -> None:
+    """Saves a picture: the photo, the same with its heat, weights of encoders, similar photos.
 
     Args:
-        path: of the picture, .png.
+        path: of the picture, of a suffix of ``PICTURE_SUFFIXES``.
         found: what to draw.
         place: what to write above it.
+        near: province and photo of the most similar train photos.
+
+    Raises:
+        ConfigError: the picture cannot be written.
     """
     from geopak.report.style import INK, MODEL_COLOR, MUTED, new_figure, save_figure, set_title
 
-    figure = new_figure(8.6, 5.1)
-    grid = figure.add_gridspec(2, 2, height_ratios=[8, 1])
+    check_picture("why", path)
+    figure = new_figure(8.6, 5.1 + 1.7 * bool(near))
+    rows = [8.0, 1.0, *([2.6] if near else [])]
+    grid = figure.add_gridspec(len(rows), 2, height_ratios=rows)
     photo, heat = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     for ax, image in ((photo, found.image.permute(1, 2, 0).numpy()), (heat, found.picture())):
         ax.imshow(image)
@@ -190,8 +248,24 @@ def draw_explanation(path: str | Path, found: Explanation, place: str) -> None:
         bar.barh(0, weight, left=left, color=color)
         bar.text(left + weight / 2, 0.62, f"{name} {weight:.0%}", ha="center", color=INK, size=8)
         left += weight
+    if not found.encoders:
+        text = "one layer merges both encoders: they have no weights"
+        bar.text(0.5, 0, text, ha="center", color=INK, size=8)
     bar.set_xlim(0, 1)
     bar.set_ylim(-0.5, 1.1)
     bar.set_axis_off()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_figure(figure, path)
+    if near:
+        below = grid[2, :].subgridspec(1, NUM_NEIGHBOURS)
+        for column, (province, known) in enumerate(near[:NUM_NEIGHBOURS]):
+            ax = figure.add_subplot(below[0, column])
+            ax.set_axis_off()
+            try:
+                ax.imshow(load_image(known.path, _NEIGHBOUR_PX).permute(1, 2, 0).numpy())
+            except PhotoError:
+                ax.text(0.5, 0.5, "its file is gone", ha="center", color=INK, size=7)
+            told = f"{province}\n{known.similarity:.2f} alike, {known.away_km:,.0f} km away"
+            ax.set_title(told, fontsize=7, color=INK)
+    try:
+        save_figure(figure, path)
+    except OSError as error:
+        raise ConfigError(f"why={path} cannot be written: {error.strerror}.") from error

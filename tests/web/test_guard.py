@@ -91,7 +91,10 @@ def test_files_of_the_folder_alone_are_shown(tmp_path: Path) -> None:
     (inside / "link.jpg").symlink_to(beside / "a.jpg")
     base = "/gradio_api/file="
     assert ask(inside, "GET", f"{base}{inside}/a.jpg").status_code == 200
-    for path in (f"{beside}/a.jpg", f"{inside}/link.jpg", f"{inside}/../in-secret/a.jpg"):
+    for path in (
+        f"{beside}/a.jpg", f"{inside}/link.jpg", f"{inside}/../in-secret/a.jpg",
+        f"{inside}/%00a.jpg", "a" * 5000, "~root/a.jpg",
+    ):  # fmt: skip
         assert ask(inside, "GET", base + path).status_code == 404
 
 
@@ -158,6 +161,63 @@ def test_a_body_that_never_ends_is_given_up(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert sent[0]["status"] == 408
+
+
+def test_bodies_fill_no_more_memory_than_four_of_the_largest(tmp_path: Path) -> None:
+    size, statuses, inside, go = 1_000_000, [], 0, asyncio.Event()
+
+    async def holding(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal inside
+        await receive()
+        inside += 1
+        await go.wait()
+        inside -= 1
+        await JSONResponse({})(scope, receive, send)
+
+    async def run() -> None:
+        guard = Guard(holding, Limits(max_mb=1, max_batch_mb=1), tmp_path, ())
+        transport = httpx.ASGITransport(app=guard)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+
+            async def one() -> None:
+                answer = await client.post("/api/locate", content=b"x" * size)
+                statuses.append(answer.status_code)
+                assert answer.status_code == 200 or "retry-after" in answer.headers
+
+            waiting = [asyncio.create_task(one()) for _ in range(7)]
+            while len(statuses) + inside < 7:
+                await asyncio.sleep(0.01)
+            assert (inside, statuses) == (4, [503] * 3)
+            go.set()
+            await asyncio.gather(*waiting)
+            # All that was held is free again, of those refused too.
+            await asyncio.gather(*(one() for _ in range(4)))
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert statuses == [503] * 3 + [200] * 8
+
+
+def test_a_long_body_arrives_as_it_was_sent(tmp_path: Path) -> None:
+    sent = bytes(range(256)) * 12_345
+    arrived = ask(tmp_path, "POST", "/api/locate", content=sent).json()["body"]
+    assert bytes.fromhex(arrived) == sent
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [(None, 200), ("http://127.0.0.1:7860", 200), ("http://[::1]:7860", 200),
+     ("https://example.org", 403), ("null", 403), ("http://127.0.0.1.example.org", 403)],
+)  # fmt: skip
+def test_a_page_elsewhere_sets_nothing_to_work(
+    tmp_path: Path, origin: str | None, status: int
+) -> None:
+    headers = {} if origin is None else {"origin": origin}
+    hosts = ("127.0.0.1", "localhost", "[::1]")
+    for path in ("/api/locate", "/gradio_api/queue/join"):
+        answer = ask(tmp_path, "POST", path, hosts=hosts, headers=headers, content=b"{}")
+        assert answer.status_code == status
+    # A link to the page is no harm.
+    assert ask(tmp_path, "GET", "/", hosts=hosts, headers=headers).status_code == 200
 
 
 def test_uploads_lose_their_metadata_before_anyone_sees_them(tmp_path: Path) -> None:

@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 
 from geopak.web.photos import Limits
-from geopak.web.service import BusyError, Service, TooSlowError
+from geopak.web.service import BusyError, Proceed, Service, TooSlowError
 from geopak.web.site import delete_old
+
+
+def nothing(proceed: Proceed) -> None:
+    proceed()
 
 
 def test_work_is_done_one_after_another_and_in_its_order() -> None:
     service = Service(Limits(max_waiting=30))
     at_once, most, order = 0, 0, []
 
-    def work(number: int) -> int:
+    def work(proceed: Proceed, number: int) -> int:
+        proceed()
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
@@ -37,14 +42,17 @@ def test_work_is_done_one_after_another_and_in_its_order() -> None:
 def test_a_full_line_refuses_and_opens_again() -> None:
     service, gate = Service(Limits(max_waiting=3)), threading.Event()
 
+    def wait(_: Proceed) -> None:
+        gate.wait(10)
+
     async def ask() -> None:
-        waiting = [asyncio.create_task(service.run(gate.wait)) for _ in range(3)]
+        waiting = [asyncio.create_task(service.run(wait)) for _ in range(3)]
         await asyncio.sleep(0.02)
         with pytest.raises(BusyError):
-            await service.run(int)
+            await service.run(nothing)
         gate.set()
         await asyncio.gather(*waiting)
-        assert await service.run(int) == 0
+        assert await service.run(nothing) is None
 
     asyncio.run(ask())
 
@@ -52,22 +60,59 @@ def test_a_full_line_refuses_and_opens_again() -> None:
 def test_what_waits_too_long_is_dropped_and_what_works_too_long_still_counts() -> None:
     service, gate, done = Service(Limits(max_waiting=2, timeout_s=0.1)), threading.Event(), []
 
+    def wait(_: Proceed) -> None:
+        gate.wait(10)
+
+    def note(_: Proceed, number: int) -> None:
+        done.append(number)
+
     async def ask() -> None:
-        working = asyncio.create_task(service.run(gate.wait))
-        waiting = asyncio.create_task(service.run(done.append, 1))
+        working = asyncio.create_task(service.run(wait))
+        waiting = asyncio.create_task(service.run(note, 1))
         for task in (working, waiting):
             with pytest.raises(TooSlowError):
                 await task
         # One has been dropped, the other is still at work.
-        third = asyncio.create_task(service.run(done.append, 3))
+        third = asyncio.create_task(service.run(note, 3))
         await asyncio.sleep(0.02)
         with pytest.raises(BusyError):
-            await service.run(int)
+            await service.run(nothing)
         gate.set()
         await third
 
     asyncio.run(ask())
     assert done == [3]
+
+
+@pytest.mark.parametrize("how", ["late", "gone", "closed"])
+def test_work_that_nobody_waits_for_ends_at_its_next_part(how: str) -> None:
+    service = Service(Limits(timeout_s=0.05 if how == "late" else 60))
+    begun, ended = threading.Event(), threading.Event()
+    parts: list[int] = []
+
+    def work(proceed: Proceed) -> None:
+        begun.set()
+        try:
+            for part in range(1000):
+                proceed()
+                parts.append(part)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    async def ask() -> None:
+        task = asyncio.create_task(service.run(work))
+        await asyncio.to_thread(begun.wait, 10)
+        if how == "gone":
+            task.cancel()
+        elif how == "closed":
+            service.close()
+        with pytest.raises(asyncio.CancelledError if how == "gone" else TooSlowError):
+            await task
+
+    asyncio.run(ask())
+    assert ended.wait(10)
+    assert len(parts) < 900
 
 
 def test_an_error_reaches_who_asked_and_frees_the_place() -> None:
@@ -76,7 +121,7 @@ def test_an_error_reaches_who_asked_and_frees_the_place() -> None:
     async def ask() -> None:
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
-                await service.run(lambda: 1 / 0)
+                await service.run(lambda _: 1 / 0)
 
     asyncio.run(ask())
 

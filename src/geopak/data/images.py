@@ -36,6 +36,8 @@ _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
     8: lambda x: x.transpose(1, 2).flip(1),
 }
 
+_STRIP_ROWS = 64
+
 Photo = str | Path | Image.Image | NDArray[Any] | bytes | BinaryIO
 
 
@@ -169,12 +171,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        values = np.asarray(image)
         # 32-bit modes carry no range of their own; 16-bit data is the usual content.
-        top = 65535.0 if image.mode != "F" or values.max() > 255 else max(255.0, values.max())
-        if image.mode == "F" and values.max() <= 1:
-            top = 1.0
-        grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
+        top = 65535.0
+        if image.mode == "F":
+            greatest = np.nan_to_num(values).max()
+            top = 1.0 if greatest <= 1 else 65535.0 if greatest > 255 else 255.0
+        grey = np.empty(values.shape, np.uint8)
+        # In strips: as float64 a large photo is eight times its size, several times over.
+        for start in range(0, len(values), _STRIP_ROWS):
+            strip = np.nan_to_num(values[start : start + _STRIP_ROWS].astype(np.float64))
+            grey[start : start + _STRIP_ROWS] = np.clip(strip / top * 255, 0, 255)
         return Image.fromarray(grey).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -158,6 +158,9 @@ class PredictConfig:
     abstain_below: Share
     map: str | None
     why: str | None
+    prepared: str | None
+    root: str
+    feature_folder: str
     out: str | None
     overwrite: bool
     gps: bool
@@ -172,6 +175,11 @@ class PredictConfig:
         for key, path in (("map", self.map), ("why", self.why)):
             if path and isinstance(self.images, list) and len(self.images) > 1:
                 yield Problem(key, f"{key}= draws one photo, images= names {len(self.images)}")
+        if self.prepared and not self.why:
+            yield Problem(
+                "prepared",
+                "prepared= adds train photos to the picture of why=, which is not asked for",
+            )
         suffix = os.path.splitext(self.out or "")[1].lower()
         if suffix and suffix not in ANSWER_FORMATS:
             known = ", ".join(ANSWER_FORMATS)
@@ -232,13 +240,14 @@ class AppConfig:
     root: str
     prepared: str | None
     feature_folder: str
-    max_mb: Positive
-    max_megapixels: Positive
+    max_mb: Annotated[float, Range(above=0, most=2000)]
+    # Pillow opens no larger pictures than twice its own limit.
+    max_megapixels: Annotated[float, Range(above=0, most=178)]
     max_photos: Count
-    max_batch_mb: Positive
-    timeout_s: Positive
+    max_batch_mb: Annotated[float, Range(above=0, most=20_000)]
+    timeout_s: Annotated[float, Range(above=0, most=86_400)]
     max_waiting: Count
-    keep_minutes: Positive
+    keep_minutes: Annotated[float, Range(above=0, most=1_000_000)]
     device: Device | None
     precision: Literal["auto", "float32", "bfloat16"]
     batch_size: Count

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from geopak.errors import GeopakError, PhotoError
@@ -12,18 +13,17 @@ from geopak.web.asking import Asking
 from geopak.web.service import BusyError, TooSlowError
 
 
-def make_routes(asking: Asking, page: str) -> APIRouter:
+def make_routes(asking: Asking) -> APIRouter:
     """Routes below ``/api``.
 
     Args:
         asking: answers.
-        page: the API's documentation, HTML.
     """
     router = APIRouter(prefix="/api")
 
     @router.get("", response_class=HTMLResponse, include_in_schema=False)
-    def documentation() -> str:
-        return page
+    def documentation(request: Request) -> str:
+        return asking.api_page(str(request.base_url).rstrip("/"))
 
     @router.get("/model", summary="What the model knows, and what is accepted")
     def model() -> dict[str, Any]:
@@ -41,10 +41,17 @@ def make_routes(asking: Asking, page: str) -> APIRouter:
         },
     )
     async def locate(request: Request, why: bool = False) -> JSONResponse:
-        """The answer; with ``why=true`` also a heat map, as a JPEG in base64."""
+        """The answer; with ``why=true`` also a heat map, the weights of the encoders, and the train
+        photos that look most alike."""
         content = await request.body()
         if not content:
             return JSONResponse({"error": "The body of the request must be a photo."}, 400)
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            reason = (
+                "The body is a form, not a photo: send the file itself "
+                "(curl --data-binary @photo.jpg, not -F)."
+            )
+            return JSONResponse({"error": reason}, 400)
         try:
             return JSONResponse(await asking.api_answer(content, why))
         except BusyError as error:
@@ -57,3 +64,10 @@ def make_routes(asking: Asking, page: str) -> APIRouter:
             return JSONResponse({"error": str(error)}, 400)
 
     return router
+
+
+async def refuse_query(_: Request, error: Exception) -> JSONResponse:
+    """The answer to a query that is not understood, in the API's own form."""
+    assert isinstance(error, RequestValidationError)
+    what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return JSONResponse({"error": f"This request is not understood: {what}."}, 400)

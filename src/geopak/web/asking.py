@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from geopak.calibration import weights_fingerprint
-from geopak.errors import PhotoError
-from geopak.geo.distance import haversine_km_array
+from geopak.errors import GeopakError, PhotoError
 from geopak.geo.extents import Ground, cell_extents
 from geopak.predictor import GeopakPredictor
 from geopak.report.maps import province_colors
@@ -29,15 +30,28 @@ from geopak.report.prediction_files import (
 )
 from geopak.report.prediction_map import map_base, page_around, rings
 from geopak.results import Answer, PhotoFailure, Prediction
-from geopak.retrieval import PhotoIndex
+from geopak.retrieval import KnownPhoto, PhotoIndex
 from geopak.web.guard import REFUSED
 from geopak.web.photos import Limits, check_photo
-from geopak.web.service import Service
-from geopak.why import Explanation, explain
+from geopak.web.service import Proceed, Service
+from geopak.why import NUM_NEIGHBOURS, Explanation, explain
 
-_NEIGHBOURS = 6
-_NEIGHBOUR_PX = 240
+_SMALL_PX = 240
 DOWNLOADS = (".csv", ".geojson", ".html")
+
+
+@dataclass(frozen=True, eq=False)
+class Reason:
+    """Why a photo was placed where it was.
+
+    Attributes:
+        found: the heat map and the weights of the encoders.
+        near: the train photos that look most alike, each with a thumbnail, empty where its file is
+            gone; ``None``: there are none to compare with.
+    """
+
+    found: Explanation
+    near: Sequence[tuple[KnownPhoto, bytes]] | None
 
 
 class Asking:
@@ -89,6 +103,7 @@ class Asking:
             "provinces": list(trained.region.names),
             "cells": trained.cells.num_cells,
             "calibrated": trained.calibration is not None,
+            "nearest_train_photos": self._known is not None,
             "coverage": self._predictor.coverage,
             "confidence_km": self._predictor.decoding.confidence_km,
             "rule": self._predictor.decoding.rule,
@@ -108,13 +123,13 @@ class Asking:
         """
         return await self._service.run(self._predict, content)
 
-    async def explanation(self, content: bytes) -> Explanation:
+    async def reason(self, content: bytes) -> Reason:
         """Why, for a photo's file.
 
         Raises:
             GeopakError: as :meth:`answer`.
         """
-        return await self._service.run(self._explain, content)
+        return (await self._service.run(self._answer_with_reason, content))[1]
 
     async def api_answer(self, content: bytes, why: bool) -> dict[str, Any]:
         """The answer as JSON has it.
@@ -122,70 +137,107 @@ class Asking:
         Raises:
             GeopakError: as :meth:`answer`.
         """
-        record = (await self.answer(content)).to_dict()
+        if not why:
+            answer, reason = await self.answer(content), None
+        else:
+            answer, reason = await self._service.run(self._answer_with_reason, content)
+        record = answer.to_dict()
         del record["photo"], record["error"]
-        if why:
-            found = await self.explanation(content)
+        if reason is not None:
             record["why"] = {
-                "cell_id": found.cell_id,
-                "encoders": found.encoders,
-                "heat_map_jpeg": base64.b64encode(_jpeg(found.picture())).decode(),
+                "cell_id": reason.found.cell_id,
+                "encoders": reason.found.encoders,
+                "heat_map_jpeg": _text(_jpeg(reason.found.picture())),
+                "nearest_train_photos": reason.near
+                and [
+                    {
+                        "province": self.region.names[photo.province_id],
+                        "similarity": photo.similarity,
+                        "away_km": photo.away_km,
+                        "photo_jpeg": _text(jpeg),
+                    }
+                    for photo, jpeg in reason.near
+                ],
             }
         return record | {"model": self._name}
 
-    async def files(self, photos: Sequence[tuple[str, bytes]]) -> tuple[list[Answer], list[str]]:
+    async def files(self, photos: Sequence[Path]) -> tuple[list[Answer], list[str]]:
         """Answers to many photos, and files that hold them, of each kind in ``DOWNLOADS``.
 
         Args:
-            photos: name and content of each file; a content of ``REFUSED`` and a reason stands for
-                a photo that was not let in.
+            photos: uploaded files; one that holds ``REFUSED`` and a reason stands for a photo that
+                was not let in.
 
         Raises:
-            GeopakError: there are too many, or it took too long.
+            GeopakError: there are too many, in number or in line, or it took too long.
         """
+        most = self._limits.max_photos
+        if len(photos) > most:
+            raise PhotoError(
+                f"These are {len(photos):,} photos, at most {most:,} at once are allowed. "
+                "None was looked at: please take some out."
+            )
         return await self._service.run(self._predict_many, photos)
 
-    def _predict(self, content: bytes) -> Prediction:
+    def _predict(self, proceed: Proceed, content: bytes) -> Prediction:
+        proceed()
         check_photo(content, self._limits)
         try:
             return self._predictor.predict(content)
         except PhotoError as error:
             raise PhotoError("The photo is damaged: it cannot be decoded.") from error
 
-    def _explain(self, content: bytes) -> Explanation:
-        check_photo(content, self._limits)
-        return explain(self._predictor.trained, content)
+    def _answer_with_reason(self, proceed: Proceed, content: bytes) -> tuple[Prediction, Reason]:
+        answer = self._predict(proceed, content)
+        found = explain(self._predictor.trained, content, proceed=proceed)
+        if self._known is None:
+            return answer, Reason(found, None)
+        place = (answer.lat, answer.lon)
+        near = self._known.nearest(found.features, NUM_NEIGHBOURS, place)
+        return answer, Reason(found, [(photo, _small_of(photo.path)) for photo in near])
 
-    def _predict_many(self, photos: Sequence[tuple[str, bytes]]) -> tuple[list[Answer], list[str]]:
-        named = _distinct([name for name, _ in photos])
+    def _predict_many(
+        self, proceed: Proceed, photos: Sequence[Path]
+    ) -> tuple[list[Answer], list[str]]:
         reasons: dict[int, str] = {}
-        for number, (_, content) in enumerate(photos):
-            if content.startswith(REFUSED):
-                reasons[number] = content.removeprefix(REFUSED).decode(errors="replace")
-                continue
-            try:
-                check_photo(content, self._limits)
-            except PhotoError as error:
-                reasons[number] = str(error)
-        given = [c for number, (_, c) in enumerate(photos) if number not in reasons]
-        found = iter(self._predictor.stream(given))
+
+        def good() -> Iterator[bytes]:
+            # One after another: all of them may be more than fits into memory.
+            for number, path in enumerate(photos):
+                proceed()
+                try:
+                    content = path.read_bytes()
+                    if content.startswith(REFUSED):
+                        reason = content.removeprefix(REFUSED).decode(errors="replace")
+                        raise PhotoError(reason)
+                    check_photo(content, self._limits)
+                except OSError:
+                    reasons[number] = "The photo has been deleted. Please give it again."
+                except PhotoError as error:
+                    reasons[number] = str(error)
+                else:
+                    yield content
+
+        found = list(self._predictor.stream(good()))
         answers: list[Answer] = []
-        for number, name in enumerate(named):
-            if number in reasons:
+        for number, name in enumerate(_distinct([path.name for path in photos])):
+            answer = None if number in reasons else found.pop(0)
+            if answer is None:
                 answers.append(PhotoFailure(name, reasons[number]))
-                continue
-            answer = next(found)
-            if isinstance(answer, PhotoFailure):
+            elif isinstance(answer, PhotoFailure):
                 reason = "The photo is damaged: it cannot be decoded."
                 answers.append(PhotoFailure(name, reason))
             else:
                 answers.append(_renamed(answer, name))
         folder = Path(tempfile.mkdtemp(prefix="results-", dir=self._folder))
-        contents = [content for _, content in photos]
-        return answers, [str(self._write(folder, kind, answers, contents)) for kind in DOWNLOADS]
+        files = []
+        for kind in DOWNLOADS:
+            proceed()
+            files.append(str(self._write(folder, kind, answers, photos)))
+        return answers, files
 
     def _write(
-        self, folder: Path, kind: str, answers: Sequence[Answer], contents: Sequence[bytes]
+        self, folder: Path, kind: str, answers: Sequence[Answer], photos: Sequence[Path]
     ) -> Path:
         path = folder / f"places{kind}"
         page = ("", "")
@@ -195,9 +247,9 @@ class Asking:
         entries = [
             Entry(
                 answer,
-                thumbnail=small(content) if kind == ".html" and answer.error is None else b"",
+                thumbnail=_small_of(photo) if kind == ".html" and answer.error is None else b"",
             )
-            for answer, content in zip(answers, contents, strict=True)
+            for answer, photo in zip(answers, photos, strict=True)
         ]
         file = open_answers(path, setting, [str(a.photo) for a in answers])
         file.write(entries)
@@ -232,20 +284,46 @@ class Asking:
             open=False,
         )
 
-    def why_html(self, found: Explanation) -> str:
+    def why_html(self, reason: Reason) -> str:
         """A reason as a part of the page."""
-        near = []
-        if self._known is not None:
-            for photo in self._known.nearest(found.features, _NEIGHBOURS):
-                jpeg = small(photo.path.read_bytes()) if photo.path.is_file() else b""
-                away_km = float(haversine_km_array(photo.latlon_deg, (found.lat, found.lon)))
-                near.append((photo, away_km, base64.b64encode(jpeg).decode()))
         return self._templates.get_template("why.html.j2").render(
-            found=found,
-            picture=base64.b64encode(_jpeg(found.picture())).decode(),
-            near=near,
+            found=reason.found,
+            picture=_text(_jpeg(reason.found.picture())),
+            near=[(photo, _text(jpeg)) for photo, jpeg in reason.near or ()],
             names=self.region.names,
         )
+
+    def no_reason_html(self, reason: str) -> str:
+        """Why there is no reason, as a part of the page."""
+        text = Markup('<div class="geopak-answer"><p class="note">Why there? {}</p></div>')
+        return str(text.format(reason))
+
+    async def located(self, path: str | None) -> tuple[str, str]:
+        """What the page shows of an uploaded photo: its place; and of reasons nothing as yet.
+
+        Those that are shown are of the photo before.
+        """
+        if path is None:
+            return self.answer_html(None), ""
+        try:
+            return self.answer_html(await self.answer(Path(path).read_bytes())), ""
+        except OSError:
+            return self.refusal_html("The photo has been deleted. Please give it again."), ""
+        except GeopakError as error:
+            return self.refusal_html(str(error)), ""
+
+    async def explained(self, path: str | None) -> str:
+        """What the page shows of the reasons, or why there are none."""
+        if path is None:
+            return ""
+        try:
+            reason = await self.reason(Path(path).read_bytes())
+            return await asyncio.to_thread(self.why_html, reason)
+        except (OSError, PhotoError):
+            # Beside it the page says already what is amiss with the photo.
+            return ""
+        except GeopakError as error:
+            return self.no_reason_html(str(error))
 
     def refusal_html(self, reason: str) -> str:
         """A reason why there is no answer, as a part of the page."""
@@ -258,21 +336,36 @@ class Asking:
         """Answers to many photos as a part of the page."""
         failed = sum(answer.error is not None for answer in answers)
         template = self._templates.get_template("many.html.j2")
-        return template.render(answers=answers, failed=failed)
+        # All are by one model.
+        within_km = self._predictor.decoding.confidence_km if failed < len(answers) else None
+        return template.render(answers=answers, failed=failed, within_km=within_km)
 
-    def api_page(self) -> str:
-        """The API's documentation."""
+    def api_page(self, address: str) -> str:
+        """The API's documentation.
+
+        Args:
+            address: that the page is asked for by, without a slash at its end.
+        """
         about = self.about()
         return self._templates.get_template("api.html.j2").render(
-            about=about, example=json.dumps(about, indent=2, ensure_ascii=False)
+            about=about,
+            example=json.dumps(about, indent=2, ensure_ascii=False),
+            address=address,
         )
 
 
-def small(content: bytes) -> bytes:
-    """A thumbnail of a photo's file, without its metadata; empty where it cannot be decoded."""
+def _small_of(path: Path) -> bytes:
+    """A thumbnail of a file, without its metadata; empty where it cannot be read."""
     from geopak.report.page import small_jpeg
 
-    return small_jpeg(io.BytesIO(content), _NEIGHBOUR_PX)
+    try:
+        return small_jpeg(io.BytesIO(path.read_bytes()), _SMALL_PX)
+    except OSError:
+        return b""
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -8,11 +8,11 @@ elsewhere.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,6 +39,9 @@ _READ = re.compile(
 )
 _WRITE = re.compile(r"/api/locate|/gradio_api/(upload|queue/join|cancel|reset|startup-events)")
 _EVENT_BYTES = 1_000_000
+_PART_BYTES = 1 << 20
+# Bodies in memory at once, of the largest allowed.
+_MOST_BODIES = 4
 _CONTENT_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -65,6 +68,13 @@ _HEADERS = {
 REFUSED = b"geopak: refused: "
 
 
+@dataclass
+class _Held:
+    """Bytes of a request's body that were received."""
+
+    num_bytes: int = 0
+
+
 class RefusedError(Exception):
     """A request that is not let in."""
 
@@ -89,6 +99,7 @@ class Guard:
         self._folder = folder.resolve()
         # Decoding takes a photo's size many times over.
         self._cleaning = asyncio.Semaphore(2)
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -107,24 +118,34 @@ class Guard:
                 message = {**message, "headers": [*given, *own.items()]}
             await send(message)
 
+        held = _Held()
         try:
-            receive = await self._checked(scope, receive)
-        except RefusedError as refused:
-            response: Response = PlainTextResponse(refused.reason, refused.status)
-            if scope["path"].startswith("/api/"):
-                response = JSONResponse({"error": refused.reason}, refused.status)
-            response.headers["connection"] = "close"
-            await response(scope, receive, send_with_headers)
-            return
-        await self._app(scope, receive, send_with_headers)
+            try:
+                receive = await self._checked(scope, receive, held)
+            except RefusedError as refused:
+                response: Response = PlainTextResponse(refused.reason, refused.status)
+                if scope["path"].startswith("/api/"):
+                    response = JSONResponse({"error": refused.reason}, refused.status)
+                response.headers["connection"] = "close"
+                if refused.status == 503:
+                    response.headers["retry-after"] = "30"
+                await response(scope, receive, send_with_headers)
+                return
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            self._held_bytes -= held.num_bytes
 
-    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+    async def _checked(self, scope: Scope, receive: Receive, held: _Held) -> Receive:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-        if self._hosts and name.lower() not in self._hosts:
+        if self._hosts and _name_in(host) not in self._hosts:
             raise RefusedError(400, "This server is not known by that name.")
         path, method = scope["path"], scope["method"]
+        sender = headers.get("origin")
+        # A page elsewhere could read no answer, but put this machine to work.
+        by_others = sender and _name_in(sender.partition("//")[2]) not in self._hosts
+        if self._hosts and method == "POST" and by_others:
+            raise RefusedError(403, "Pages of other servers are not served.")
         if ".." in PurePosixPath(path).parts:
             raise RefusedError(404, "Not found.")
         if method in ("GET", "HEAD") and _READ.fullmatch(path):
@@ -141,7 +162,7 @@ class Guard:
             most = self._limits.max_mb * 1e6
         else:
             most = _EVENT_BYTES
-        body = await self._body(headers, receive, most)
+        body = await self._body(headers, receive, most, held)
         if path == UPLOAD:
             kind, body = await self._cleaned(headers, body)
             replaced = (b"content-type", b"content-length")
@@ -154,10 +175,15 @@ class Guard:
 
     def _check_path(self, path: str) -> None:
         file = Path(path if path.startswith("/") else f"/{path}")
-        if not file.resolve().is_relative_to(self._folder):
+        try:
+            inside = file.resolve().is_relative_to(self._folder)
+        except (OSError, ValueError):
+            # Too long, or with a null byte.
+            inside = False
+        if not inside:
             raise RefusedError(404, "Not found.")
 
-    def _check_event(self, body: bytes) -> None:
+    def _check_event(self, body: bytearray) -> None:
         """Refuses an event with a file that was not uploaded here."""
         try:
             event = json.loads(body) if body else None
@@ -175,40 +201,49 @@ class Guard:
                 elif named.startswith("data:"):
                     raise RefusedError(400, "Photos are uploaded, not sent as text.")
 
-    async def _body(self, headers: Headers, receive: Receive, most: float) -> bytes:
+    async def _body(
+        self, headers: Headers, receive: Receive, most: float, held: _Held
+    ) -> bytearray:
         """The whole body, in memory.
 
         Raises:
-            RefusedError: it is too large, or takes too long.
+            RefusedError: it is too large, or takes too long, or others fill the memory.
         """
         too_large = RefusedError(413, f"That is more than the {most / 1e6:g} MB allowed.")
         stated = headers.get("content-length", "")
         if stated.isdigit() and int(stated) > most:
             raise too_large
-        parts, size = [], 0
+        body = bytearray()
         try:
             async with asyncio.timeout(self._limits.timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise RefusedError(400, "The connection ended.")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
+                    part = message.get("body", b"")
+                    held.num_bytes += len(part)
+                    self._held_bytes += len(part)
+                    if self._held_bytes > _MOST_BODIES * self._limits.max_batch_mb * 1e6:
+                        raise RefusedError(
+                            503, "Too many photos arrive at once. Please try again in a minute."
+                        )
+                    body += part
+                    if len(body) > most:
                         raise too_large
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return body
         except TimeoutError as error:
             raise RefusedError(408, "Sending the photo took too long.") from error
 
-    async def _cleaned(self, headers: Headers, body: bytes) -> tuple[bytes, bytes]:
+    async def _cleaned(self, headers: Headers, body: bytearray) -> tuple[bytes, bytearray]:
         """Kind and body of an upload with each photo's pixels alone.
 
         A single file that is no photo is refused; among others its place is taken by the reason.
         """
         files = await self._files(headers, body)
+        # The parser has its own copy.
+        body.clear()
         boundary = secrets.token_hex(16)
-        parts = []
         for upload in files:
             content = await upload.read()
             await upload.close()
@@ -220,18 +255,19 @@ class Guard:
                     raise RefusedError(400, str(error)) from error
                 content = REFUSED + str(error).encode()
             name = _plain_name(upload.filename)
-            parts.append(
+            body += (
                 f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"'
-                "\r\nContent-Type: image/jpeg\r\n\r\n".encode()
-                + content
-                + b"\r\n"
-            )
-        parts.append(f"--{boundary}--\r\n".encode())
-        return f"multipart/form-data; boundary={boundary}".encode(), b"".join(parts)
+                "\r\nContent-Type: image/jpeg\r\n\r\n"
+            ).encode()
+            body += content
+            body += b"\r\n"
+        body += f"--{boundary}--\r\n".encode()
+        return f"multipart/form-data; boundary={boundary}".encode(), body
 
-    async def _files(self, headers: Headers, body: bytes) -> list[UploadFile]:
+    async def _files(self, headers: Headers, body: bytearray) -> list[UploadFile]:
         async def stream() -> AsyncGenerator[bytes, None]:
-            yield body
+            for start in range(0, len(body), _PART_BYTES):
+                yield bytes(body[start : start + _PART_BYTES])
 
         # In memory alone: a file of the system's would hold the photo as it was sent.
         class Parser(MultiPartParser):
@@ -270,17 +306,24 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(value)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def _name_in(host: str) -> str:
+    """A host's name without its port, in small letters."""
+    name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
+    return name.lower()
+
+
+def _replayed(body: bytearray, receive: Receive) -> Receive:
     """The body again, then whatever else is received."""
-    waiting = io.BytesIO(body)
+    start = 0
     done = False
 
     async def replay() -> MutableMapping[str, Any]:
-        nonlocal done
+        nonlocal start, done
         if done:
             return await receive()
-        part = waiting.read(1 << 20)
-        done = waiting.tell() == len(body)
+        part = bytes(body[start : start + _PART_BYTES])
+        start += len(part)
+        done = start == len(body)
         return {"type": "http.request", "body": part, "more_body": not done}
 
     return replay

@@ -12,6 +12,8 @@ from geopak.errors import GeopakError
 from geopak.web.photos import Limits
 
 T = TypeVar("T")
+# Work calls it now and then; it raises where nobody waits for the result any more.
+Proceed = Callable[[], None]
 
 
 class BusyError(GeopakError):
@@ -34,35 +36,51 @@ class Service:
         self._pool = ThreadPoolExecutor(1, "model")
         self._lock = threading.Lock()
         self._waiting = 0
+        self._closed = threading.Event()
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """The result of ``work(*arguments)``.
+        """The result of ``work(proceed, *arguments)``.
+
+        Args:
+            work: it calls ``proceed()`` between its parts, which ends it once it is late.
+            arguments: further ones.
 
         Raises:
             BusyError: too many wait.
             TooSlowError: it took longer than allowed, waiting included. Work that has not begun is
-                dropped.
+                dropped, other work ends with the part it is at.
         """
         with self._lock:
             if self._waiting >= self._limits.max_waiting:
                 raise BusyError("Too many photos are waiting. Please try again in a minute.")
             self._waiting += 1
-        job = self._pool.submit(work, *arguments)
+        late = threading.Event()
+        slow = TooSlowError(
+            f"The answer took longer than {self._limits.timeout_s:g} seconds. Please try again."
+        )
+
+        def proceed() -> None:
+            if late.is_set() or self._closed.is_set():
+                raise slow
+
+        job = self._pool.submit(work, proceed, *arguments)
         # What is timed out but at work still takes the model's time, and counts.
         job.add_done_callback(lambda _: self._one_less())
         try:
             async with asyncio.timeout(self._limits.timeout_s):
                 return await asyncio.wrap_future(job)
         except TimeoutError as error:
+            raise slow from error
+        finally:
+            # However the waiting ended: a visitor may be gone too.
+            late.set()
             job.cancel()
-            raise TooSlowError(
-                f"The answer took longer than {self._limits.timeout_s:g} seconds. Please try again."
-            ) from error
 
     def _one_less(self) -> None:
         with self._lock:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Drops all that waits."""
+        """Drops all that waits, and ends what is at work."""
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -12,21 +12,20 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 
 from geopak.errors import GeopakError
 from geopak.predictor import GeopakPredictor
 from geopak.retrieval import PhotoIndex
-from geopak.web.api import make_routes
+from geopak.web.api import make_routes, refuse_query
 from geopak.web.asking import DOWNLOADS, Asking
 from geopak.web.guard import Guard
 from geopak.web.photos import Limits
 
 FILES = Path(__file__).parent / "files"
 _SWEEP_SECONDS = 20.0
-# At once in Gradio's own line; the model's own line is behind it.
-_EVENTS_AT_ONCE = 4
 
 
 def make_site(
@@ -64,7 +63,8 @@ def make_site(
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
     )
-    app.include_router(make_routes(asking, asking.api_page()))
+    app.include_router(make_routes(asking))
+    app.add_exception_handler(RequestValidationError, refuse_query)
     base = asking.map_base()
 
     @app.get("/map/base.json", include_in_schema=False)
@@ -101,7 +101,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
         gr.HTML(
             f'<div class="geopak-head"><h1>{title}</h1><p>Give a photo, and see where it was '
             "probably taken, and how sure that is. Photos stay on this machine, lose their "
-            f"metadata on arrival, and are deleted within {limits.keep_minutes:g} minutes."
+            f"metadata on arrival, and are deleted after {limits.keep_minutes:g} minutes."
             "</p></div>"
         )
         with gr.Tabs():
@@ -116,7 +116,7 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
                         height=300,
                         buttons=[],
                         elem_id="photo",
-                        placeholder=f"Drop a photo, or click to choose one\n{accepted}",
+                        placeholder=f"Drop or paste a photo, or click to choose one\n{accepted}",
                     )
                     reason = gr.HTML(elem_id="why")
                 with gr.Column(scale=6, min_width=320):
@@ -146,36 +146,12 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             '<a href="api">API for programs</a></p>'
         )
 
-        async def locate(path: str | None) -> str:
-            if path is None:
-                return asking.answer_html(None)
-            try:
-                return asking.answer_html(await asking.answer(Path(path).read_bytes()))
-            except OSError:
-                return asking.refusal_html("The photo has been deleted. Please give it again.")
-            except GeopakError as error:
-                return asking.refusal_html(str(error))
-
-        async def explain(path: str | None) -> str:
-            if path is None:
-                return ""
-            try:
-                found = await asking.explanation(Path(path).read_bytes())
-                return await asyncio.to_thread(asking.why_html, found)
-            except (OSError, GeopakError):
-                # Beside it the page says already what is amiss.
-                return ""
-
         async def locate_many(paths: list[str] | None) -> list[Any]:
             hidden = [gr.update(visible=False)] * len(DOWNLOADS)
             if not paths:
                 return [asking.refusal_html("Please give some photos first."), *hidden]
             try:
-                given = [(Path(p).name, Path(p).read_bytes()) for p in paths[: limits.max_photos]]
-                answers, files = await asking.files(given)
-            except OSError:
-                reason = "The photos have been deleted. Please give them again."
-                return [asking.refusal_html(reason), *hidden]
+                answers, files = await asking.files([Path(path) for path in paths])
             except GeopakError as error:
                 return [asking.refusal_html(str(error)), *hidden]
             return [
@@ -184,12 +160,13 @@ def make_page(asking: Asking, limits: Limits) -> gr.Blocks:
             ]
 
         event: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-        photo.change(locate, photo, place, trigger_mode="always_last", **event).then(
-            explain, photo, reason, **event
-        )
+        photo.change(
+            asking.located, photo, [place, reason], trigger_mode="always_last", **event
+        ).then(asking.explained, photo, reason, **event)
         ask.click(locate_many, photos, [told, *downloads], **event)
+    # Nobody waits in Gradio's line, which knows no patience: the model's own is behind it.
     page.queue(
-        max_size=limits.max_waiting, default_concurrency_limit=_EVENTS_AT_ONCE, api_open=False
+        max_size=limits.max_waiting, default_concurrency_limit=limits.max_waiting, api_open=False
     )
     return page
 

@@ -140,6 +140,19 @@ async function look() {
     draw(box);
   }
 }
+// A picture that is pasted anywhere on the page goes where a chosen one goes.
+const shown = (selector) => { const e = document.querySelector(selector); return e && e.offsetParent !== null ? e : null; };
+document.addEventListener("paste", (e) => {
+  const files = [...(e.clipboardData ? e.clipboardData.files : [])].filter((f) => f.type.startsWith("image/"));
+  const many = shown("#photos"), room = many || shown("#photo");
+  const input = room && room.querySelector("input[type=file]");
+  if (!files.length || !input) return;
+  e.preventDefault();
+  const given = new DataTransfer();
+  for (const f of many ? files : files.slice(0, 1)) given.items.add(f);
+  input.files = given.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+});
 const begin = () => { new MutationObserver(look).observe(document.body, { childList: true, subtree: true }); look(); };
 if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
 })();
