@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -13,12 +14,20 @@ import pandas as pd
 import pytest
 import torch
 
+from geopak import GeopakPredictor
 from geopak.build import load_trained
-from geopak.calibration import KEY, calibrated, calibrated_confidence, ids_fingerprint
+from geopak.calibration import (
+    KEY,
+    calibrated,
+    calibrated_confidence,
+    confidence_is_calibrated,
+    ids_fingerprint,
+)
 from geopak.checkpoint import newest_finished, read_checkpoint
 from geopak.data.dataset import PreparedSet
 from geopak.data.images import load_image
 from geopak.models.decode import decode, joint_log_prob
+from geopak.schema.training import DECODING_RULES
 
 from .conftest import TINY, Outcome, run_command
 
@@ -57,6 +66,12 @@ def test_the_checkpoint_itself_is_left_alone(phases: dict[int, Path], calibrated
     assert plain.calibration is None
     assert found.calibration is not None
     torch.testing.assert_close(found.model.state_dict(), plain.model.state_dict())
+    # Whichever rule is asked for, its confidence is an honest one, or is not called so.
+    assert set(found.calibration.confidence_maps) == set(DECODING_RULES)
+    for rule in DECODING_RULES:
+        assert GeopakPredictor(calibrated_run, rule=rule).calibrated
+    odd = dataclasses.replace(found.decoding, confidence_km=3.0)
+    assert not confidence_is_calibrated(found.calibration, odd.rule, odd.confidence_km)
     photos = found.calibration.fitted_on["num_photos"]
     assert abs(photos["regions"] - photos["temperatures"]) <= 10
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,11 @@ import shapely
 from PIL import Image
 
 from geopak import GeopakPredictor
+from geopak.errors import GeopakError
 from geopak.geo.distance import haversine_km_array
 from geopak.predictor import GeopakPredictor as Predictor
 from geopak.report import prediction_files
+from geopak.report.page import small_jpeg
 
 from .conftest import Outcome, run_command
 
@@ -229,7 +234,7 @@ def test_the_page_stands_alone_and_shows_region_hypotheses_and_thumbnails(
         answer = expected[record["photo"]]
         assert record["region"]["cells"] == list(answer.region.cell_ids)
         assert len(record["hypotheses"]) == len(answer.hypotheses)
-        assert record["thumbnail"]
+        assert base64.b64decode(record["thumbnail"]) == small_jpeg(Path(record["photo"]), 200)
         assert "secret" not in str(record)
     (one,) = [r for r in records if r.get("gps")]
     assert (one["gps"]["lat"], one["gps"]["lon"]) == pytest.approx((24.86, 67.01))
@@ -270,12 +275,129 @@ def test_nothing_but_unreadable_photos_is_an_error_and_an_unknown_format_too(
     assert outcome.status == 2
     assert "a.jpg" in outcome.text
     assert len(read(out)) == 2
+    again = command("predict", f"images={tmp_path}", f"ckpt={phases[1]}", f"out={out}")
+    assert again.status == 2
+    assert "None of the photos" in again.text
     outcome = command("predict", f"images={tmp_path}", f"ckpt={phases[1]}", "out=r.geojsn")
     assert outcome.status == 2
     assert "Did you mean '.geojson'?" in outcome.text
 
 
+@pytest.mark.parametrize(
+    "form",
+    ["csv", "parquet"]
+    + [
+        pytest.param(f, marks=pytest.mark.slow) for f in ("json", "jsonl", "geojson", "kml", "html")
+    ],
+)
+def test_what_has_changed_since_is_asked_again_and_the_rest_is_counted(
+    folder: Path, calibrated: Path, command: Command, tmp_path: Path, form: str
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / f"r.{form}"
+    photos.mkdir()
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        (photos / name).write_bytes((folder / "g" / name).read_bytes())
+    (photos / "3.jpg").write_bytes(b"not yet a photo")
+    (photos / "4.jpg").write_bytes((folder / "with gps.jpg").read_bytes())
+    (photos / "5.jpg").write_bytes(b"no photo")
+    arguments = [f"images={photos}", f"ckpt={calibrated}", f"out={out}", "gps=true"]
+    outcome = command("predict", *arguments, "abstain_below=1")
+    assert outcome.status == 0, outcome.text
+    before = {Path(row["photo"]).name: row for row in read(out)}
+    # Another photo under the old name, and one that was mended.
+    (photos / "1.jpg").write_bytes((folder / "g" / "4.jpg").read_bytes())
+    (photos / "3.jpg").write_bytes((folder / "g" / "3.jpg").read_bytes())
+    outcome = command("predict", *arguments, "abstain_below=1")
+    assert outcome.status == 0, outcome.text
+    assert "4 photos are in it already, 2 are left" in outcome.text
+    # Of all photos, not of those of this run alone.
+    assert "1 of 6 photos could not be read" in outcome.text
+    assert "5 answers are below abstain_below" in outcome.text
+    assert "against the GPS of 1 photo:" in outcome.text
+    rows = {Path(row["photo"]).name: row for row in read(out)}
+    assert len(read(out)) == len(rows) == 6
+    fresh = {Path(a.photo).name: a for a in GeopakPredictor(calibrated).predict(photos)}
+    for name, row in rows.items():
+        if name == "5.jpg":
+            assert row["error"]
+            continue
+        assert row["place"] == pytest.approx((fresh[name].lat, fresh[name].lon), abs=1e-3)
+        assert (row == before[name]) == (name not in ("1.jpg", "3.jpg"))
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_a_full_disk_ends_in_words_and_leaves_a_whole_file_to_go_on_from(
+    folder: Path, calibrated: Path, command: Command, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, form: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("geopak.predict._WRITE_AT", 2)
+    monkeypatch.setattr(prediction_files, "_PART_ROWS", 2)
+    out = tmp_path / f"r.{form}"
+    arguments = [f"images={folder}", f"ckpt={calibrated}", "batch_size=2", f"out={out}"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if form == "parquet" else 9000, limits[1]))
+    try:
+        outcome = command("predict", *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert outcome.status == 2, outcome.text
+    assert f"Cannot write out={out}: " in outcome.text
+    assert "File too large. What was written before is kept: make room" in outcome.text
+    if form != "parquet":
+        assert 1 < len(read(out)) < 11
+    outcome = command("predict", *arguments)
+    assert outcome.status == 0, outcome.text
+    assert len(read(out)) == 11
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_two_runs_do_not_write_one_file(calibrated: Path, tmp_path: Path, form: str) -> None:
+    out = tmp_path / f"r.{form}"
+    region = GeopakPredictor(calibrated).trained.region
+    setting = prediction_files.Setting("model", region)
+    first = prediction_files.open_answers(out, setting, {})
+    before = os.stat(out).st_ino if out.exists() else None
+    with pytest.raises(GeopakError, match=r"is being written by another run"):
+        prediction_files.open_answers(out, setting, {}, overwrite=True)
+    assert (os.stat(out).st_ino if out.exists() else None) == before
+    first.close(True)
+    prediction_files.open_answers(out, setting, {}).close(True)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_name_may_look_like_markup_and_a_model_lie_in_a_folder(
+    folder: Path, calibrated: Path, command: Command, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "[").mkdir()
+    for name in ("[/a].jpg", "[bold].jpg", "[/b].jpg"):
+        (tmp_path / name).write_bytes((folder / "g" / "0.jpg").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    outcome = command("predict", "images=.", f"ckpt={calibrated}")
+    assert outcome.status == 0, outcome.text
+    for name in ("[/a].jpg", "[bold].jpg", "[/b].jpg"):
+        assert name in outcome.text
+    assert "Not calibrated" not in outcome.text
+    GeopakPredictor(calibrated).save_pretrained(tmp_path / "model")
+    for number in (3, 0):
+        outcome = command("predict", "images=.", "ckpt=model", "out=r.csv")
+        assert outcome.status == 0, outcome.text
+        assert ("are in it already" in outcome.text) == (number == 0)
+    assert len(read(tmp_path / "r.csv")) == 3
+
+
+def test_no_calibration_is_told_of_many_photos_too(
+    folder: Path, phases: dict[int, Path], command: Command
+) -> None:
+    outcome = command("predict", f"images={folder / 'g'}", f"ckpt={phases[1]}", "coverage=0.5")
+    assert outcome.status == 0, outcome.text
+    assert "Not calibrated" in outcome.text
+
+
 def test_every_text_can_be_written_in_one_line() -> None:
+    # Different ones differently, for what is done is known by its name.
+    assert len({prediction_files.written(t) for t in ("a\nb", "a\\nb", " a", "a", "a ")}) == 5
     assert prediction_files.written("a\nb\r\tc\x00") == "a\\nb\\r\\tc\\x00"
     assert prediction_files.written("caf\udce9.jpg") == "caf\\udce9.jpg"
     assert prediction_files.written("é (1).jpg") == "é (1).jpg"

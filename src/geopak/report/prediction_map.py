@@ -101,7 +101,7 @@ def page_record(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
         entry: the answer with its thumbnail.
         record: of :func:`geopak.report.prediction_files.record_of`.
     """
-    kept = {key: record[key] for key in ("photo", "error", "model")}
+    kept = {key: record[key] for key in ("photo", "error", "photo_state", "model")}
     if entry.thumbnail:
         kept["thumbnail"] = base64.b64encode(entry.thumbnail).decode()
     if record["error"] is not None:
