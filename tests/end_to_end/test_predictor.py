@@ -156,6 +156,32 @@ def test_a_stream_takes_no_more_than_it_needs_and_holds_no_more(
     assert threads < 20
 
 
+@pytest.mark.slow
+def test_twelve_thousand_photos_take_no_more_memory_than_three_thousand(
+    phases: dict[int, Path], photos: list[Path]
+) -> None:
+    code = f"""
+import itertools, os
+import torch
+from geopak import GeopakPredictor
+
+torch.set_num_threads(1)
+predictor = GeopakPredictor({str(phases[2])!r}, device="cpu", batch_size=32)
+photos = [{", ".join(repr(str(p)) for p in photos)}, "nowhere.jpg", b"no photo"]
+answers = predictor.stream(itertools.islice(itertools.cycle(photos), 12_000))
+for number, answer in enumerate(answers, start=1):
+    if number % 3_000 == 0:
+        with open("/proc/self/statm") as file:
+            print(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    resident_mb = [float(line) for line in run.stdout.split()]
+    assert len(resident_mb) == 4
+    print(resident_mb)
+    # The images of 9,000 photos would be 1,350 MB, their answers some 50.
+    assert resident_mb[-1] - resident_mb[0] < 15
+
+
 def test_an_error_of_the_iterable_is_passed_on(phases: dict[int, Path], photos: list[Path]) -> None:
     predictor = GeopakPredictor(phases[2], device="cpu", batch_size=3)
 

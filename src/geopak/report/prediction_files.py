@@ -66,7 +66,7 @@ class Entry:
     state: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Known:
     """What a file of answers says of a photo that is in it already.
 
@@ -141,6 +141,8 @@ def written(text: object) -> str:
     Different texts are written differently: a backslash that separates no folders is doubled.
     """
     plain = str(text) if os.sep == "\\" else str(text).replace("\\", "\\\\")
+    if plain.isprintable():
+        return plain
     safe = plain.encode(errors="backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
 
