@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import os
 import re
@@ -20,11 +21,14 @@ import shapely
 from PIL import Image
 
 from geopak import GeopakPredictor
+from geopak.data.images import load_image
 from geopak.errors import GeopakError
 from geopak.geo.distance import haversine_km_array
 from geopak.predictor import GeopakPredictor as Predictor
 from geopak.report import prediction_files
 from geopak.report.page import small_jpeg
+from geopak.report.prediction_map import page_record
+from geopak.results import PhotoFailure
 
 from .conftest import Outcome, run_command
 
@@ -356,12 +360,14 @@ def test_two_runs_do_not_write_one_file(calibrated: Path, tmp_path: Path, form: 
     out = tmp_path / f"r.{form}"
     region = GeopakPredictor(calibrated).trained.region
     setting = prediction_files.Setting("model", region)
-    first = prediction_files.open_answers(out, setting, {})
+    first = prediction_files.open_answers(out, setting, ["a"])
     before = os.stat(out).st_ino if out.exists() else None
     with pytest.raises(GeopakError, match=r"is being written by another run"):
         prediction_files.open_answers(out, setting, {}, overwrite=True)
     assert (os.stat(out).st_ino if out.exists() else None) == before
+    first.write([prediction_files.Entry(PhotoFailure("a", "is no photo"))])
     first.close(True)
+    assert [row["photo"] for row in read(out)] == ["a"]
     prediction_files.open_answers(out, setting, {}).close(True)
     assert list(tmp_path.iterdir()) == [out]
 
@@ -385,6 +391,18 @@ def test_a_name_may_look_like_markup_and_a_model_lie_in_a_folder(
         assert outcome.status == 0, outcome.text
         assert ("are in it already" in outcome.text) == (number == 0)
     assert len(read(tmp_path / "r.csv")) == 3
+
+
+def test_a_photo_is_shown_by_its_name_and_as_the_model_sees_it(tmp_path: Path) -> None:
+    entry = prediction_files.Entry(PhotoFailure("d/a\\b\udce9.jpg", "is no photo"))
+    record = page_record(entry, prediction_files.record_of(entry, "model"))
+    assert record["name"] == "a\\\\b\\udce9.jpg"
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "16 bits.png")
+    with Image.open(io.BytesIO(small_jpeg(tmp_path / "16 bits.png", 64))) as image:
+        shown = np.asarray(image).astype(int)
+    seen = load_image(tmp_path / "16 bits.png", 64).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(shown - seen).max() < 20
 
 
 def test_no_calibration_is_told_of_many_photos_too(

@@ -204,7 +204,10 @@ class AnswerFile(Protocol):
 
 
 def open_answers(
-    path: str | Path, setting: Setting, photos: Mapping[str, str], overwrite: bool = False
+    path: str | Path,
+    setting: Setting,
+    photos: Mapping[str, str] | Iterable[str],
+    overwrite: bool = False,
 ) -> AnswerFile:
     """Opens a file for answers, with those that it holds already.
 
@@ -212,8 +215,9 @@ def open_answers(
         path: its suffix chooses the format, of :data:`geopak.schema.commands.ANSWER_FORMATS`; none:
             JSON.
         setting: of the answers.
-        photos: names of all photos that are to be in the file -> :func:`file_state`; answers for
-            others, and for what a photo's file was before, are taken out.
+        photos: names of all photos that are to be in the file -> :func:`file_state`, or the names
+            alone where no files are behind them; answers for others, and for what a photo's file
+            was before, are taken out.
         overwrite: begin anew, whatever is there.
 
     Raises:
@@ -224,7 +228,8 @@ def open_answers(
     suffix = path.suffix.lower() or ".json"
     if suffix != ".parquet" and suffix not in _TEXT:
         raise GeopakError(f"out={path}: unknown format. Known: {', '.join(ANSWER_FORMATS)}.")
-    wanted = {written(photo): state for photo, state in photos.items()}
+    states = photos if isinstance(photos, Mapping) else dict.fromkeys(photos, "")
+    wanted = {written(photo): state for photo, state in states.items()}
     with _telling(path, ""):
         path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".parquet":
