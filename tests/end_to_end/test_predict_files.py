@@ -24,11 +24,12 @@ from geopak import GeopakPredictor
 from geopak.data.images import load_image
 from geopak.errors import GeopakError
 from geopak.geo.distance import haversine_km_array
+from geopak.predict import GpsComparison
 from geopak.predictor import GeopakPredictor as Predictor
 from geopak.report import prediction_files
 from geopak.report.page import small_jpeg
 from geopak.report.prediction_map import page_record
-from geopak.results import PhotoFailure
+from geopak.results import PhotoFailure, PlaceRegion
 
 from .conftest import Outcome, run_command
 
@@ -391,6 +392,43 @@ def test_a_name_may_look_like_markup_and_a_model_lie_in_a_folder(
         assert outcome.status == 0, outcome.text
         assert ("are in it already" in outcome.text) == (number == 0)
     assert len(read(tmp_path / "r.csv")) == 3
+
+
+def test_a_region_holds_a_photo_if_it_holds_the_cell_of_its_gps(
+    folder: Path, calibrated: Path
+) -> None:
+    predictor = GeopakPredictor(calibrated)
+    trained, photo = predictor.trained, str(folder / "with gps.jpg")
+    answer = predictor.predict(photo)
+    province = trained.outlines.province_of([(24.86, 67.01)])
+    assert trained.region.names[province[0]] == "Sindh"
+    own = np.flatnonzero(trained.cells.province_id == province[0])
+    center = trained.cells.center_latlon_deg[own]
+    true = int(own[haversine_km_array((24.86, 67.01), center).argmin()])
+    place = GpsComparison(predictor)
+    for cells in ((true,), (true + 1, true), (true + 1,), ()):
+        region = PlaceRegion(0.5, 1.0, cells)
+        gps, error_km, inside = place.of(answer.to_dict() | {"region": region})
+        assert gps == pytest.approx((24.86, 67.01))
+        expected_km = haversine_km_array((24.86, 67.01), (answer.lat, answer.lon))
+        assert error_km == pytest.approx(float(expected_km))
+        assert inside == (true in cells)
+    assert place.of(answer.to_dict() | {"region": None})[2] is None
+
+
+def test_answers_are_declined_by_their_score_and_areas_are_those_of_the_cells(
+    folder: Path, calibrated: Path
+) -> None:
+    predictor = GeopakPredictor(calibrated, abstain_below=0.02, per_province=True)
+    calibration = predictor.trained.calibration
+    found = predictor.predict(folder / "g")
+    assert len(found) == 5
+    for answer in found:
+        assert answer.answered == (answer.answer_score >= 0.02)
+        area = calibration.cell_area_km2[list(answer.region.cell_ids)].sum()
+        assert answer.region.area_km2 == pytest.approx(area)
+    together = GeopakPredictor(calibrated).predict(folder / "g")
+    assert [a.region.cell_ids for a in together] != [a.region.cell_ids for a in found]
 
 
 def test_a_photo_is_shown_by_its_name_and_as_the_model_sees_it(tmp_path: Path) -> None:
