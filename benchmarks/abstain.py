@@ -3,16 +3,20 @@
 Stand-ins are made for photos that carry no place and compared with the val photos of the set that a
 calibrated model was trained on: close-ups (an eighth of a photo, enlarged), drawn rooms, colour
 gradients, pictures of one colour, noise; and photos rendered in another country. Beside the answer
-score stand what it is made of and what else could have been taken for it. Two figures each: how
-often a val photo has the higher score (area under the ROC curve), and how many stand-ins get no
-answer where nine in ten val photos do.
+score stand what it is made of and what else could have been taken for it: nearness to train photos,
+and what two signs tell together (Fisher's product of their shares of val photos).
+
+Two figures each: how often a val photo has the higher score (area under the ROC curve), and how
+many stand-ins get no answer where nine in ten val photos do. The last column is what a score is
+worth among the val photos themselves: how much it gains, of what the error leaves to gain, in
+answers more than 25 km off and in the mean error.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +24,30 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from geopak.calibration import answer_score, calibrated, calibrated_confidence, seen
+from geopak.calibration import (
+    UNFAMILIAR_SHARE,
+    answer_score,
+    calibrated,
+    calibrated_confidence,
+    seen,
+)
 from geopak.cli import compose
 from geopak.data.dataset import PreparedSet
 from geopak.data.images import load_image
 from geopak.errors import CheckpointError, PhotoError
+from geopak.geo.distance import haversine_km_array
 from geopak.models.decode import decode, joint_log_prob
 from geopak.options import plain
 from geopak.render.photoset import write_photo_set
+from geopak.selective import risk_curve
 from geopak.trained import Trained, load_trained
 from geopak.types import ModelOutput
 
 ANSWERED = 0.9
 Maker = Callable[[np.random.Generator, Path], Image.Image]
+Scores = dict[str, NDArray[np.float64]]
 
 
 def close_up(rng: np.random.Generator, photo: Path) -> Image.Image:
@@ -87,7 +101,15 @@ def infer(trained: Trained, images: list[Tensor]) -> ModelOutput:
     return ModelOutput(**{name: torch.cat([vars(p)[name] for p in parts]) for name in names})
 
 
-def scores(trained: Trained, output: ModelOutput) -> dict[str, NDArray[np.float64]]:
+def nearest(output: ModelOutput, train: ModelOutput, name: str) -> Tensor:
+    """(B,) cosine similarity to the tenth nearest train photo, by what the model sees in them."""
+    vectors, known = (normalize(getattr(o, name).float(), dim=-1) for o in (output, train))
+    return (vectors @ known.T).topk(10, dim=-1).values[:, -1]
+
+
+def scores(
+    trained: Trained, output: ModelOutput, train: ModelOutput
+) -> dict[str, NDArray[np.float64]]:
     """Every score that might decide whether to answer, by name; high: answer."""
     calibration, options = trained.calibration, trained.decoding
     assert calibration is not None
@@ -106,8 +128,27 @@ def scores(trained: Trained, output: ModelOutput) -> dict[str, NDArray[np.float6
         "top province": honest.province_logits.log_softmax(-1).amax(-1),
         "entropy of cells": (joint.exp() * joint).sum(-1),
         "energy": output.province_logits.logsumexp(-1),
+        "nearest train photos, features": nearest(output, train, "features"),
+        "nearest train photos, embedding": nearest(output, train, "fused"),
     }
     return {name: value.double().numpy() for name, value in found.items()}
+
+
+def add_combined(ours: Scores, theirs: Mapping[str, Scores]) -> None:
+    """Adds what familiarity and energy tell together, alone and in place of familiarity."""
+    reference = {name: np.sort(ours[name]) for name in ("familiarity", "energy")}
+
+    def share(known: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (np.searchsorted(known, values, "right") + 1) / (len(known) + 1)
+
+    def both(found: Scores) -> NDArray[np.float64]:
+        return sum(np.log(share(known, found[name])) for name, known in reference.items())
+
+    known = np.sort(both(ours))
+    for found in (*theirs.values(), ours):
+        found["familiarity and energy"] = both(found)
+        unfamiliar = np.minimum(1, share(known, both(found)) / UNFAMILIAR_SHARE)
+        found["answer score of both"] = found["confidence"] * unfamiliar
 
 
 def higher(known: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -131,6 +172,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="photos, with prepared/ in it")
     parser.add_argument("--elsewhere", default="bangladesh", help="region to render")
     parser.add_argument("--photos", type=int, default=300, help="of each kind")
+    parser.add_argument("--train-photos", type=int, default=3000, help="to be near to")
     args = parser.parse_args()
     trained = load_trained(args.checkpoint)
     if trained.calibration is None:
@@ -151,17 +193,32 @@ def main() -> None:
             except PhotoError:
                 continue  # broken on purpose, as in every rendered set
         images[args.elsewhere] = there
-    known = scores(trained, infer(trained, [load_image(path, size) for path in val]))
-    others = {name: scores(trained, infer(trained, loaded)) for name, loaded in images.items()}
+    train_rows = rng.permutation(prepared.rows("train"))[: args.train_photos]
+    train = infer(
+        trained, [load_image(args.root / prepared.photos["path"][row], size) for row in train_rows]
+    )
+    output = infer(trained, [load_image(path, size) for path in val])
+    known = scores(trained, output, train)
+    others = {
+        name: scores(trained, infer(trained, loaded), train) for name, loaded in images.items()
+    }
+    add_combined(known, others)
+    options = trained.decoding
+    honest = calibrated(output, trained.calibration)
+    found = decode(trained.model, honest, options)[options.rule].latlon_deg
+    truth = prepared.photos.iloc[prepared.rows("val")][["latitude", "longitude"]].to_numpy(float)
+    error_km = haversine_km_array(found.double().numpy(), truth)
     print(f"{len(val)} val photos, {args.photos} of each stand-in")
-    print("|  | " + " | ".join(others) + " |")
-    print("| --- |" + " ---: |" * len(others))
+    print("|  | " + " | ".join(others) + " | gains |")
+    print("| --- |" + " ---: |" * (len(others) + 1))
     for score, ours in known.items():
         limit = np.quantile(ours, 1 - ANSWERED)
         cells = [
             f"{higher(ours, theirs[score]):.2f}, {(theirs[score] < limit).mean():.0%}"
             for theirs in others.values()
         ]
+        gains = [risk_curve(ours, loss).areas["gained"] for loss in (error_km > 25, error_km)]
+        cells.append(", ".join(f"{gain:.0%}" for gain in gains))
         print(f"| {score} | " + " | ".join(cells) + " |")
 
 

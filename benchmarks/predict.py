@@ -3,7 +3,8 @@
     python -m benchmarks.predict
     python -m benchmarks.predict --model tiny --photos 64
 
-Weights are random, photos are JPEGs of a rendered texture with 640 x 480 pixels. The limits are for
+Weights and calibration are random, so that answers come with regions and scores; photos are JPEGs
+of a rendered texture with 640 x 480 pixels. The limits are for
 the method's own encoders: beside the small stand-ins, decoding a photo takes as long as the model.
 It prints one line of JSON per case, measured by turns in one process:
 
@@ -32,10 +33,38 @@ from PIL import Image
 from benchmarks.measure import conclusion, interleaved_seconds, print_conclusions
 from benchmarks.startup import make_checkpoint
 from geopak import GeopakPredictor
+from geopak.calibration import NUM_DIRECTIONS, Calibration, seen, store, weights_fingerprint
+from geopak.conformal import ConformalScores
 from geopak.data.images import load_image, stack_images
+from geopak.schema.training import DECODING_RULES
+from geopak.selective import Familiarity
+from geopak.trained import load_trained
 
 # Issue 7, section 1: at least 0.95 of the encoders plus decoding; at most 1.15 of the encoders.
 LEAST_BATCH_RATIO, LEAST_ONE_RATIO = 0.95, 1 / 1.15
+
+
+def calibrate_at_random(checkpoint: Path) -> None:
+    """Gives a checkpoint all that a calibration does, with numbers that mean nothing."""
+    trained = load_trained(checkpoint)
+    rng, model = np.random.default_rng(0), trained.model
+    provinces = trained.cells.province_id
+    with torch.inference_mode():
+        size = model.image_size
+        output = model(torch.from_numpy(rng.random((2, 3, size, size), np.float32)))
+    vectors = torch.from_numpy(rng.normal(size=(1500, seen(output).shape[-1])))
+    calibration = Calibration(
+        province_temperature=1.5,
+        cell_temperature=0.8,
+        confidence_maps=dict.fromkeys(DECODING_RULES, (1.0, 0.0)),
+        confidence_km=trained.decoding.confidence_km,
+        cells_per_province=tuple(np.bincount(provinces).tolist()),
+        cell_area_km2=rng.uniform(1, 1000, len(provinces)),
+        scores=ConformalScores(rng.random(1000), rng.choice(provinces, 1000), np.arange(1000)),
+        familiarity=Familiarity.fit(vectors[:1000], vectors[1000:], NUM_DIRECTIONS),
+        fitted_on={"split": "val", "weights": weights_fingerprint(model.state_dict())},
+    )
+    store(calibration, checkpoint, checkpoint)
 
 
 def write_photos(folder: Path, num_photos: int) -> list[Path]:
@@ -126,6 +155,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, _ = make_checkpoint(Path(folder), args.model)
+        calibrate_at_random(checkpoint)
         paths = write_photos(Path(folder), args.photos)
         predictor = GeopakPredictor(checkpoint, args.device, batch_size=args.batch_size)
         device = str(predictor.device)

@@ -85,8 +85,9 @@ def fit(
     from geopak.geo.distance import haversine_km
     from geopak.geo.extents import cell_areas_km2
     from geopak.metrics import expected_calibration_error
-    from geopak.models.decode import compared_rules, joint_log_prob
+    from geopak.models.decode import joint_log_prob
     from geopak.report.groups import group_photos
+    from geopak.schema.training import DECODING_RULES
     from geopak.selective import Familiarity
 
     photos = prepared.photos.iloc[rows]
@@ -143,8 +144,8 @@ def fit(
         },
     )
     after = calibrated(output, draft)
-    rules = compared_rules(trained.decoding.rule)
-    decoded = _decoded(trained, after, rules)
+    # Whoever predicts may choose any of them.
+    decoded = _decoded(trained, after, DECODING_RULES)
     latlon = torch.from_numpy(photos[["latitude", "longitude"]].to_numpy(float, copy=True))
     maps = {}
     for rule, found in decoded.items():

@@ -140,10 +140,15 @@ def calibrated_confidence(
     Returns:
         (B,); as it came for another distance than the one that was calibrated.
     """
-    if rule not in calibration.confidence_maps or confidence_km != calibration.confidence_km:
+    if not confidence_is_calibrated(calibration, rule, confidence_km):
         return confidence
     slope, offset = calibration.confidence_maps[rule]
     return torch.sigmoid(slope * log_odds(confidence) + offset).to(confidence.dtype)
+
+
+def confidence_is_calibrated(calibration: Calibration, rule: str, confidence_km: float) -> bool:
+    """Whether the confidence of a rule, for a distance, has been fitted to be true."""
+    return rule in calibration.confidence_maps and confidence_km == calibration.confidence_km
 
 
 def log_odds(confidence: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,11 @@ from geopak.cli import entry_point
 from geopak.errors import CheckpointError, ConfigError, PhotoError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from geopak.geo.extents import Ground
     from geopak.predictor import GeopakPredictor
-    from geopak.report.prediction_files import AnswerFile, Entry
+    from geopak.report.prediction_files import AnswerFile, Entry, Known
     from geopak.results import Answer
 
 log = logging.getLogger(__name__)
@@ -65,13 +68,16 @@ def find_photos(images: str | int | ListConfig | list[str | int]) -> list[str]:
 class Outcome:
     """What a run of the command came to.
 
+    What is counted is counted over all photos, those of an earlier run's file among them.
+
     Attributes:
         num_photos: asked for.
         num_known: of them in the file of an earlier run already.
-        answers: the first few, in their order.
-        first_failure: what is wrong with the first photo that could not be read.
-        num_failed: photos that could not be read, of those looked at now.
+        answers: the first few of this run, in their order.
+        first_failure: what is wrong with the first photo of this run that could not be read.
+        num_failed: photos that could not be read.
         num_declined: answers below ``abstain_below``.
+        num_uncalibrated: answers of this run whose confidence was not fitted to be true.
         gps_error_km: of every photo with GPS that has an answer.
         gps_in_region: of every such photo whose answer has a region.
         coverage: of these regions.
@@ -83,6 +89,7 @@ class Outcome:
     first_failure: str | None = None
     num_failed: int = 0
     num_declined: int = 0
+    num_uncalibrated: int = 0
     gps_error_km: list[float] = field(default_factory=list)
     gps_in_region: list[bool] = field(default_factory=list)
     coverage: float | None = None
@@ -95,31 +102,46 @@ class Outcome:
         if answer.error is not None:
             self.num_failed += 1
             self.first_failure = self.first_failure or answer.error
-        elif not answer.answered:
-            self.num_declined += 1
-        if entry.gps_error_km is not None:
-            self.gps_error_km.append(entry.gps_error_km)
-        if entry.gps_in_region is not None and answer.error is None and answer.region:
-            self.gps_in_region.append(entry.gps_in_region)
-            self.coverage = answer.region.coverage
+        else:
+            self.num_declined += not answer.answered
+            self.num_uncalibrated += not answer.calibrated
+        self._compare(entry)
+
+    def add_known(self, known: Known) -> None:
+        """Counts an answer of an earlier run."""
+        self.num_known += 1
+        self.num_failed += known.failed
+        self.num_declined += known.declined
+        self._compare(known)
+
+    def _compare(self, answer: Entry | Known) -> None:
+        if answer.gps_error_km is not None:
+            self.gps_error_km.append(answer.gps_error_km)
+        if answer.gps_in_region is not None:
+            self.gps_in_region.append(answer.gps_in_region)
 
 
 def print_outcome(outcome: Outcome) -> None:
     """Prints a table of the first answers, for a single photo its hypotheses, and what is amiss."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from geopak.report.prediction_files import written
 
     console = Console()
     table = Table()
     for column in ("photo", "province", "latitude", "longitude", "confidence"):
         table.add_column(column, overflow="fold")
     for answer in outcome.answers:
+        # A name may hold anything, what looks like markup among it.
+        photo = escape(written(answer.photo))
         if answer.error is not None:
-            table.add_row(str(answer.photo), "–", "", "", "cannot be read")
+            table.add_row(photo, "–", "", "", "cannot be read")
             continue
         sure = f"{answer.confidence:.0%} within {answer.confidence_km:g} km"
         table.add_row(
-            str(answer.photo),
+            photo,
             f"{answer.province} {answer.province_probabilities[answer.province]:.0%}",
             f"{answer.lat:.4f}",
             f"{answer.lon:.4f}",
@@ -133,13 +155,19 @@ def print_outcome(outcome: Outcome) -> None:
     if outcome.num_photos == 1 and outcome.answers and outcome.answers[0].error is None:
         _print_one(console, outcome.answers[0])
     if outcome.num_failed:
+        first = f"; the first: {outcome.first_failure}" if outcome.first_failure else ""
         console.print(
-            f"{outcome.num_failed:,} of {done:,} photos could not be read; the first: "
-            f"{outcome.first_failure}",
+            f"{outcome.num_failed:,} of {outcome.num_photos:,} photos could not be read{first}",
             highlight=False, soft_wrap=True, markup=False,
         )  # fmt: skip
     if outcome.num_declined:
         console.print(f"{outcome.num_declined:,} answers are below abstain_below")
+    if outcome.num_uncalibrated:
+        console.print(
+            "Not calibrated: the confidence may be too high or too low, and there is no region. "
+            "python -m geopak.calibrate mends both.",
+            soft_wrap=True,
+        )
     if outcome.gps_error_km:
         console.print(_gps_line(outcome), highlight=False, soft_wrap=True)
 
@@ -154,11 +182,6 @@ def _print_one(console: Any, answer: Any) -> None:
         region = answer.region
         cells = f"{len(region.cell_ids)} cells, {region.area_km2:,.0f} km²"
         console.print(f"{region.coverage:.0%} region: {cells}")
-    if not answer.calibrated:
-        console.print(
-            "Not calibrated: the confidence may be too high or too low, and there is no region. "
-            "python -m geopak.calibrate mends both."
-        )
 
 
 def _gps_line(outcome: Outcome) -> str:
@@ -195,22 +218,25 @@ def predict(cfg: DictConfig) -> Outcome:
     from geopak.predictor import predictor_of
 
     predictor = predictor_of(cfg)
-    outcome = Outcome(len(photos))
-    file = open_file(cfg, predictor, photos) if cfg.out else None
-    if file is not None:
-        from geopak.report.prediction_files import written
+    outcome = Outcome(len(photos), coverage=predictor.coverage)
+    file, states = None, {}
+    if cfg.out:
+        from geopak.report.prediction_files import file_state, written
 
+        states = {photo: file_state(photo) for photo in photos}
+        file = open_file(cfg, predictor, states)
+        for known in file.done.values():
+            outcome.add_known(known)
         photos = [photo for photo in photos if written(photo) not in file.done]
-        outcome.num_known = outcome.num_photos - len(photos)
         if outcome.num_known:
             log.info(
                 "%s: %s photos are in it already, %s are left",
                 cfg.out, f"{outcome.num_known:,}", f"{len(photos):,}",
             )  # fmt: skip
-    _work(cfg, predictor, photos, file, outcome)
+    _work(cfg, predictor, photos, states, file, outcome)
     print_outcome(outcome)
     if outcome.num_failed == outcome.num_photos:
-        raise PhotoError(str(outcome.first_failure))
+        raise PhotoError(outcome.first_failure or f"None of the photos of {cfg.images} can be read")
     if cfg.map:
         _draw(cfg, predictor, find_photos(cfg.images)[0], outcome)
     if cfg.why:
@@ -224,6 +250,7 @@ def _work(
     cfg: DictConfig,
     predictor: GeopakPredictor,
     photos: Sequence[str],
+    states: Mapping[str, str],
     file: AnswerFile | None,
     outcome: Outcome,
 ) -> None:
@@ -238,36 +265,59 @@ def _work(
     with bar:
         shown = bar.add_task("predicting", total=len(photos))
         try:
-            for entry in _entries(cfg, predictor, photos):
+            for entry in _entries(cfg, predictor, photos, states):
                 outcome.add(entry)
                 bar.advance(shown)
                 if file is None:
                     continue
                 waiting.append(entry)
                 if len(waiting) >= _WRITE_AT or time.monotonic() - since > _WRITE_SECONDS:
-                    file.write(waiting)
-                    waiting, since = [], time.monotonic()
+                    due, waiting, since = waiting, [], time.monotonic()
+                    file.write(due)
             complete = True
         finally:
             if file is not None:
-                file.write(waiting)
-                file.close(complete)
+                try:
+                    file.write(waiting)
+                finally:
+                    file.close(complete)
 
 
-def _entries(cfg: DictConfig, predictor: GeopakPredictor, photos: Sequence[str]) -> Iterator[Entry]:
-    """Answers in the order of the photos, with GPS and thumbnail where they are asked for."""
+def _entries(
+    cfg: DictConfig, predictor: GeopakPredictor, photos: Sequence[str], states: Mapping[str, str]
+) -> Iterator[Entry]:
+    """Answers in the order of the photos, with GPS and thumbnail where they are asked for.
+
+    Thumbnails are made by threads from the moment that a photo is taken up, so that they keep the
+    model waiting no more than its own decoding does.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from geopak.predictor import MOST_THREADS
     from geopak.report.page import small_jpeg
     from geopak.report.prediction_files import Entry
 
     draws = bool(cfg.out) and Path(cfg.out).suffix.lower() == ".html" and cfg.thumbnail_px > 0
     place = GpsComparison(predictor) if cfg.gps else None
-    for answer in predictor.stream(iter(photos)):
-        path = str(answer.photo)
-        thumbnail = small_jpeg(Path(path), int(cfg.thumbnail_px)) if draws else b""
-        if place is None or answer.error is not None:
-            yield Entry(answer, thumbnail=thumbnail)
-        else:
-            yield Entry(answer, *place.of(answer), thumbnail=thumbnail)
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        thumbnails: deque[Future[bytes]] = deque()
+
+        def taken_up() -> Iterator[str]:
+            for photo in photos:
+                if draws:
+                    thumbnails.append(pool.submit(small_jpeg, Path(photo), int(cfg.thumbnail_px)))
+                yield photo
+
+        try:
+            for answer in predictor.stream(taken_up()):
+                thumbnail = thumbnails.popleft().result() if draws else b""
+                state = states.get(str(answer.photo), "")
+                if place is None or answer.error is not None:
+                    yield Entry(answer, thumbnail=thumbnail, state=state)
+                else:
+                    yield Entry(answer, *place.of(answer), thumbnail=thumbnail, state=state)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class GpsComparison:
@@ -304,8 +354,13 @@ class GpsComparison:
         return gps, error_km, cell in answer["region"].cell_ids
 
 
-def open_file(cfg: DictConfig, predictor: GeopakPredictor, photos: Sequence[str]) -> AnswerFile:
+def open_file(cfg: DictConfig, predictor: GeopakPredictor, photos: Mapping[str, str]) -> AnswerFile:
     """The file that answers go to, with those of an earlier run.
+
+    Args:
+        cfg: of the command.
+        predictor: that answers.
+        photos: names -> :func:`geopak.report.prediction_files.file_state`.
 
     Raises:
         GeopakError: it cannot be written, or is of something else.
@@ -340,19 +395,33 @@ def identity(cfg: DictConfig, predictor: GeopakPredictor) -> str:
     Raises:
         CheckpointError: the checkpoint is gone.
     """
+    from geopak.model_folder import CONFIG, WEIGHTS
+
     path = predictor.trained.path
     try:
+        if path.is_dir():
+            digests = [_digest(path / name) for name in (CONFIG, WEIGHTS)]
+            return f"{path.name}-{_short(digests, cfg, predictor)}"
         with zipfile.ZipFile(path) as archive:
             # Its checksums stand for its content, which takes seconds to read.
             parts = [(i.filename.partition("/")[2], i.CRC, i.file_size) for i in archive.infolist()]
     except (OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} cannot be read any more: {error}.") from error
+    return f"{path.stem}-{_short(parts, cfg, predictor)}"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _short(parts: object, cfg: DictConfig, predictor: GeopakPredictor) -> str:
+    """Stands for the content of a checkpoint and all options that answers depend on."""
     chosen = (
         parts, vars(predictor.decoding), predictor.bfloat16, predictor.coverage,
         predictor.per_province, predictor.abstain_below, bool(cfg.gps),
     )  # fmt: skip
-    short = hashlib.sha256(repr(chosen).encode()).hexdigest()[:10]
-    return f"{path.stem}-{short}"
+    return hashlib.sha256(repr(chosen).encode()).hexdigest()[:10]
 
 
 def _draw(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outcome) -> None:

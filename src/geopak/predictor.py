@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
@@ -15,7 +16,13 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from PIL import Image
 from torch import Tensor
 
-from geopak.calibration import answer_score, calibrated, calibrated_confidence, region_mask
+from geopak.calibration import (
+    answer_score,
+    calibrated,
+    calibrated_confidence,
+    confidence_is_calibrated,
+    region_mask,
+)
 from geopak.checkpoint import chosen_checkpoint
 from geopak.conformal import mass_before
 from geopak.data.images import Photo, files_of, load_image, name_of, stack_images
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CARD = "README.md"
-_MOST_THREADS = 8
+MOST_THREADS = 8
 # Batches that are decoded or being decoded while the model is at work on another.
 _BATCHES_AHEAD = 2
 
@@ -91,8 +98,8 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
 
     Raises:
         CheckpointError: not a checkpoint of geopak.
-        ConfigError: unknown rule or precision, a device that is not there, or a coverage that is no
-            probability.
+        ConfigError: unknown rule or precision, a device that is not there, or a number that cannot
+            be.
     """
 
     def __init__(
@@ -106,10 +113,12 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         per_province: bool = False,
         abstain_below: float = 0.0,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1.")
-        if coverage is not None and not 0 < coverage < 1:
-            raise ConfigError(f"coverage={coverage} must lie between 0 and 1.")
+        if not _is_a(batch_size, Integral) or batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be a whole number, at least 1.")
+        if coverage is not None and not (_is_a(coverage, Real) and 0 < coverage < 1):
+            raise ConfigError(f"coverage={coverage} must be a number between 0 and 1, or None.")
+        if not (_is_a(abstain_below, Real) and 0 <= abstain_below <= 1):
+            raise ConfigError(f"abstain_below={abstain_below} must be a number from 0 to 1.")
         self.device = _device(device)
         self.bfloat16 = _computes_in_bfloat16(self.device, precision)
         self.trained = load_trained(checkpoint_path, self.device)
@@ -121,6 +130,9 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         self.coverage = coverage if self.trained.calibration is not None else None
         self.per_province = per_province
         self.abstain_below = abstain_below
+        self.calibrated = self.trained.calibration is not None and confidence_is_calibrated(
+            self.trained.calibration, chosen.rule, chosen.confidence_km
+        )
         self._provinces = [self.trained.region.names[p] for p in self.trained.cells.province_id]
         self._radius_km: list[float] = self.trained.cells.radius_km.tolist()
 
@@ -214,7 +226,7 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         Args:
             photos: a photo, which is a path, the bytes of a file, a file open in binary mode, a PIL
                 image or an array (H, W[, C]); a list of photos; the path of a folder; or any other
-                iterable of photos.
+                iterable of photos, but a tensor.
 
         Returns:
             For one photo its :class:`geopak.results.Prediction`. For a list or folder a list of
@@ -222,7 +234,8 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
             photo that cannot be read the answer is a :class:`geopak.results.PhotoFailure`.
 
         Raises:
-            PhotoError: the only photo is missing or unreadable, or a folder holds none.
+            PhotoError: the only photo is missing or unreadable, a folder holds none, or what was
+                given is neither a photo nor an iterable.
         """
         if isinstance(photos, (str, Path)) and os.path.isdir(photos):
             in_folder = list(self.stream(photos))
@@ -234,6 +247,8 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
             if isinstance(image, PhotoError):
                 raise image
             return self._answers(self._infer(image.unsqueeze(0)), [photo])[0]
+        if isinstance(photos, Tensor) or not isinstance(photos, Iterable):
+            raise _no_photo(photos)
         answers = self.stream(photos)  # type: ignore[arg-type]
         return list(answers) if isinstance(photos, Sequence) else answers
 
@@ -249,8 +264,16 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         Yields:
             One answer per photo: a :class:`geopak.results.Prediction`, or a
             :class:`geopak.results.PhotoFailure` where it cannot be read.
+
+        Raises:
+            PhotoError: the path is of no folder.
         """
         if isinstance(photos, (str, Path)):
+            if not os.path.isdir(photos):
+                raise PhotoError(
+                    f"{photos} is no folder: of one photo predict() gives the answer, of several "
+                    "stream() takes a list or any iterable."
+                )
             photos = files_of(photos)
         waiting: tuple[list[_Read], _Inferred | None] | None = None
         for batch in self._batches(photos):
@@ -278,7 +301,7 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
                 yield next(answers)
 
     def _batches(self, photos: Iterable[Photo]) -> Iterator[list[_Read]]:
-        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
 
             def begin(photo: Photo) -> Future[_Read] | _Read:
                 # An open image or file has a position and may be in the list twice.
@@ -305,8 +328,9 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         """The photo's name, and its image or what is wrong with it."""
         name = str(photo) if isinstance(photo, (str, Path)) else None
         if not _is_photo(photo):
-            kind = type(photo).__name__
-            return _Read(name, PhotoError(f"A {kind} is no photo: give a path, bytes or an image."))
+            return _Read(name, _no_photo(photo))
+        if isinstance(photo, (bytearray, memoryview)):
+            photo = bytes(photo)
         try:
             return _Read(name, load_image(photo, self.trained.model.image_size))
         except PhotoError as error:
@@ -391,7 +415,7 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
             lon=lon,
             confidence=confidence,
             confidence_km=self.decoding.confidence_km,
-            calibrated=self.trained.calibration is not None,
+            calibrated=self.calibrated,
             province_probabilities=dict(zip(names, probabilities, strict=True)),
             hypotheses=tuple(
                 Hypothesis(
@@ -437,8 +461,18 @@ def predictor_of(cfg: DictConfig) -> GeopakPredictor:
 
 def _is_photo(source: object) -> bool:
     """Whether something is one photo, rather than many."""
-    one = (str, Path, bytes, Image.Image, np.ndarray)
+    one = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray)
     return isinstance(source, one) or hasattr(source, "read")
+
+
+def _no_photo(thing: object) -> PhotoError:
+    kind = type(thing).__name__
+    return PhotoError(f"A {kind} is no photo: give a path, bytes, an image or an array.")
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """``isinstance`` of the abstract numbers, NumPy's among them, unknown to type checkers."""
+    return isinstance(value, kind)
 
 
 def _device(wanted: str | int | torch.device | None) -> torch.device:

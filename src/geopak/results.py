@@ -84,7 +84,7 @@ class Prediction(_Record):
         lat, lon: degrees, by the decoding rule.
         confidence: probability that the true place lies within ``confidence_km`` of them.
         confidence_km: kilometres.
-        calibrated: whether probabilities were fitted to be true on val photos
+        calibrated: whether probabilities and confidence were fitted to be true on val photos
             (``python -m geopak.calibrate``); else they are the network's own, often too sure.
         province_probabilities: by name.
         hypotheses: most probable first; their probabilities sum to 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,12 +13,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from geopak.calibration import KEY, calibrated, calibrated_confidence, ids_fingerprint
+from geopak import GeopakPredictor
+from geopak.calibrate import fit
+from geopak.calibration import (
+    KEY,
+    calibrated,
+    calibrated_confidence,
+    cell_nll,
+    confidence_is_calibrated,
+    fit_confidence,
+    fit_temperature,
+    halves,
+    ids_fingerprint,
+    province_nll,
+    seen,
+    tempered_cells,
+)
 from geopak.checkpoint import newest_finished, read_checkpoint
+from geopak.conformal import mass_before
 from geopak.data.dataset import PreparedSet
 from geopak.data.images import load_image
+from geopak.data.manifest import split_settings
+from geopak.geo.distance import haversine_km_array
 from geopak.models.decode import decode, joint_log_prob
+from geopak.report.groups import group_photos
+from geopak.schema.training import DECODING_RULES
 from geopak.trained import load_trained
 
 from .conftest import TINY, Outcome, run_command
@@ -57,6 +79,12 @@ def test_the_checkpoint_itself_is_left_alone(phases: dict[int, Path], calibrated
     assert plain.calibration is None
     assert found.calibration is not None
     torch.testing.assert_close(found.model.state_dict(), plain.model.state_dict())
+    # Whichever rule is asked for, its confidence is an honest one, or is not called so.
+    assert set(found.calibration.confidence_maps) == set(DECODING_RULES)
+    for rule in DECODING_RULES:
+        assert GeopakPredictor(calibrated_run, rule=rule).calibrated
+    odd = dataclasses.replace(found.decoding, confidence_km=3.0)
+    assert not confidence_is_calibrated(found.calibration, odd.rule, odd.confidence_km)
     photos = found.calibration.fitted_on["num_photos"]
     assert abs(photos["regions"] - photos["temperatures"]) <= 10
 
@@ -73,6 +101,76 @@ def test_val_alone_is_used_and_each_photo_by_one_half(home: Path, calibrated_run
     assert len(calibration.scores.score) == calibration.fitted_on["num_photos"]["regions"]
     assert len(calibration.familiarity.distance) == len(calibration.scores.score)
     assert calibration.cell_area_km2.sum() == pytest.approx(890_000, rel=0.05)
+
+
+def test_nothing_is_measured_on_the_photos_that_it_was_fitted_on(
+    home: Path, phases: dict[int, Path]
+) -> None:
+    """Which half each number is of: a model that is far surer on one half than on the other."""
+    trained = load_trained(phases[1])
+    root = home / "data/synthetic"
+    prepared = PreparedSet.read(root / "prepared", root, trained.region)
+    rows = prepared.rows("val")
+    val = prepared.photos.iloc[rows]
+    block_km = float(split_settings(root / "prepared")["block_km"])
+    group = group_photos(val, block_km).label
+    province = val["province_id"].to_numpy(np.int64, copy=True)
+    latlon = val[["latitude", "longitude"]].to_numpy(float, copy=True)
+    first = halves(group, province, seed=3)
+    assert not set(group[first]) & set(group[~first])
+    provinces = torch.from_numpy(province)
+    cell = torch.from_numpy(trained.cells.nearest(latlon, province))
+    image = torch.stack([load_image(root / p, trained.model.image_size) for p in val["path"]])
+    with torch.inference_mode():
+        raw = trained.model(image.float() / 255)
+    sizes = tuple(np.bincount(trained.cells.province_id, minlength=7).tolist())
+    torch.manual_seed(0)
+    noise = torch.where(torch.from_numpy(first), 1.0, 3.0).unsqueeze(1)
+
+    def sure(values: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        hot = torch.nn.functional.one_hot(true, values.shape[1])
+        return 3.0 * hot + noise * torch.randn(values.shape)
+
+    output = dataclasses.replace(
+        raw,
+        province_logits=sure(raw.province_logits, provinces),
+        cell_log_prob=tempered_cells(sure(raw.cell_log_prob, cell), sizes, 1.0),
+    )
+    calibration, changes = fit(trained, prepared, rows, output, None, block_km, seed=3)
+
+    def on(side: NDArray[np.bool_]) -> dict[str, float]:
+        return {
+            "province": fit_temperature(
+                lambda t: province_nll(output.province_logits[side], provinces[side], t)
+            ),
+            "cell": fit_temperature(
+                lambda t: cell_nll(output.cell_log_prob[side], cell[side], sizes, t)
+            ),
+        }
+
+    fitted, else_fitted = on(first), on(~first)
+    assert calibration.province_temperature == pytest.approx(fitted["province"], rel=1e-3)
+    assert calibration.cell_temperature == pytest.approx(fitted["cell"], rel=1e-3)
+    for name in fitted:
+        assert else_fitted[name] > 1.5 * fitted[name]
+    other = output.province_logits[~first].double()
+    for state, temperature in (("before", 1.0), ("after", fitted["province"])):
+        nll = province_nll(other, provinces[~first], temperature)
+        assert changes["province"][state]["nll"] == pytest.approx(nll, rel=1e-3)
+    after = calibrated(output, calibration)
+    decoded = decode(trained.model, after, trained.decoding, DECODING_RULES)
+    for rule, answer in decoded.items():
+        error_km = haversine_km_array(answer.latlon_deg.double().numpy(), latlon)
+        within = torch.from_numpy(error_km <= trained.decoding.confidence_km)
+        of_first = fit_confidence(answer.confidence[first], within[first])
+        assert calibration.confidence_maps[rule] == pytest.approx(of_first, rel=0.01, abs=0.01)
+    joint = joint_log_prob(after, trained.model.cell_province_id).double().exp()
+    score = mass_before(joint).gather(1, cell.unsqueeze(1)).squeeze(1).numpy()
+    assert calibration.scores.score == pytest.approx(score[~first], abs=1e-4)
+    assert calibration.scores.group.tolist() == group[~first].tolist()
+    assert calibration.scores.province_id.tolist() == province[~first].tolist()
+    distance = calibration.familiarity.distance_of(seen(raw)[~first])
+    torch.testing.assert_close(calibration.familiarity.distance, distance.sort().values)
 
 
 def test_the_report_tells_both_states_and_the_regions(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
+import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,15 @@ import shapely
 from PIL import Image
 
 from geopak import GeopakPredictor
+from geopak.data.images import load_image
+from geopak.errors import GeopakError
 from geopak.geo.distance import haversine_km_array
+from geopak.predict import GpsComparison
 from geopak.predictor import GeopakPredictor as Predictor
 from geopak.report import prediction_files
+from geopak.report.page import small_jpeg
+from geopak.report.prediction_map import page_record
+from geopak.results import PhotoFailure, PlaceRegion
 
 from .conftest import Outcome, run_command
 
@@ -229,7 +239,7 @@ def test_the_page_stands_alone_and_shows_region_hypotheses_and_thumbnails(
         answer = expected[record["photo"]]
         assert record["region"]["cells"] == list(answer.region.cell_ids)
         assert len(record["hypotheses"]) == len(answer.hypotheses)
-        assert record["thumbnail"]
+        assert base64.b64decode(record["thumbnail"]) == small_jpeg(Path(record["photo"]), 200)
         assert "secret" not in str(record)
     (one,) = [r for r in records if r.get("gps")]
     assert (one["gps"]["lat"], one["gps"]["lon"]) == pytest.approx((24.86, 67.01))
@@ -270,12 +280,180 @@ def test_nothing_but_unreadable_photos_is_an_error_and_an_unknown_format_too(
     assert outcome.status == 2
     assert "a.jpg" in outcome.text
     assert len(read(out)) == 2
+    again = command("predict", f"images={tmp_path}", f"ckpt={phases[1]}", f"out={out}")
+    assert again.status == 2
+    assert "None of the photos" in again.text
     outcome = command("predict", f"images={tmp_path}", f"ckpt={phases[1]}", "out=r.geojsn")
     assert outcome.status == 2
     assert "Did you mean '.geojson'?" in outcome.text
 
 
+@pytest.mark.parametrize(
+    "form",
+    ["csv", "parquet"]
+    + [
+        pytest.param(f, marks=pytest.mark.slow) for f in ("json", "jsonl", "geojson", "kml", "html")
+    ],
+)
+def test_what_has_changed_since_is_asked_again_and_the_rest_is_counted(
+    folder: Path, calibrated: Path, command: Command, tmp_path: Path, form: str
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / f"r.{form}"
+    photos.mkdir()
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        (photos / name).write_bytes((folder / "g" / name).read_bytes())
+    (photos / "3.jpg").write_bytes(b"not yet a photo")
+    (photos / "4.jpg").write_bytes((folder / "with gps.jpg").read_bytes())
+    (photos / "5.jpg").write_bytes(b"no photo")
+    arguments = [f"images={photos}", f"ckpt={calibrated}", f"out={out}", "gps=true"]
+    outcome = command("predict", *arguments, "abstain_below=1")
+    assert outcome.status == 0, outcome.text
+    before = {Path(row["photo"]).name: row for row in read(out)}
+    # Another photo under the old name, and one that was mended.
+    (photos / "1.jpg").write_bytes((folder / "g" / "4.jpg").read_bytes())
+    (photos / "3.jpg").write_bytes((folder / "g" / "3.jpg").read_bytes())
+    outcome = command("predict", *arguments, "abstain_below=1")
+    assert outcome.status == 0, outcome.text
+    assert "4 photos are in it already, 2 are left" in outcome.text
+    # Of all photos, not of those of this run alone.
+    assert "1 of 6 photos could not be read" in outcome.text
+    assert "5 answers are below abstain_below" in outcome.text
+    assert "against the GPS of 1 photo:" in outcome.text
+    rows = {Path(row["photo"]).name: row for row in read(out)}
+    assert len(read(out)) == len(rows) == 6
+    fresh = {Path(a.photo).name: a for a in GeopakPredictor(calibrated).predict(photos)}
+    for name, row in rows.items():
+        if name == "5.jpg":
+            assert row["error"]
+            continue
+        assert row["place"] == pytest.approx((fresh[name].lat, fresh[name].lon), abs=1e-3)
+        assert (row == before[name]) == (name not in ("1.jpg", "3.jpg"))
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_a_full_disk_ends_in_words_and_leaves_a_whole_file_to_go_on_from(
+    folder: Path, calibrated: Path, command: Command, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, form: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("geopak.predict._WRITE_AT", 2)
+    monkeypatch.setattr(prediction_files, "_PART_ROWS", 2)
+    out = tmp_path / f"r.{form}"
+    arguments = [f"images={folder}", f"ckpt={calibrated}", "batch_size=2", f"out={out}"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if form == "parquet" else 9000, limits[1]))
+    try:
+        outcome = command("predict", *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert outcome.status == 2, outcome.text
+    assert f"Cannot write out={out}: " in outcome.text
+    assert "File too large. What was written before is kept: make room" in outcome.text
+    if form != "parquet":
+        assert 1 < len(read(out)) < 11
+    outcome = command("predict", *arguments)
+    assert outcome.status == 0, outcome.text
+    assert len(read(out)) == 11
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_two_runs_do_not_write_one_file(calibrated: Path, tmp_path: Path, form: str) -> None:
+    out = tmp_path / f"r.{form}"
+    region = GeopakPredictor(calibrated).trained.region
+    setting = prediction_files.Setting("model", region)
+    first = prediction_files.open_answers(out, setting, ["a"])
+    before = os.stat(out).st_ino if out.exists() else None
+    with pytest.raises(GeopakError, match=r"is being written by another run"):
+        prediction_files.open_answers(out, setting, {}, overwrite=True)
+    assert (os.stat(out).st_ino if out.exists() else None) == before
+    first.write([prediction_files.Entry(PhotoFailure("a", "is no photo"))])
+    first.close(True)
+    assert [row["photo"] for row in read(out)] == ["a"]
+    prediction_files.open_answers(out, setting, {}).close(True)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_name_may_look_like_markup_and_a_model_lie_in_a_folder(
+    folder: Path, calibrated: Path, command: Command, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "[").mkdir()
+    for name in ("[/a].jpg", "[bold].jpg", "[/b].jpg"):
+        (tmp_path / name).write_bytes((folder / "g" / "0.jpg").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    outcome = command("predict", "images=.", f"ckpt={calibrated}")
+    assert outcome.status == 0, outcome.text
+    for name in ("[/a].jpg", "[bold].jpg", "[/b].jpg"):
+        assert name in outcome.text
+    assert "Not calibrated" not in outcome.text
+    GeopakPredictor(calibrated).save_pretrained(tmp_path / "model")
+    for number in (3, 0):
+        outcome = command("predict", "images=.", "ckpt=model", "out=r.csv")
+        assert outcome.status == 0, outcome.text
+        assert ("are in it already" in outcome.text) == (number == 0)
+    assert len(read(tmp_path / "r.csv")) == 3
+
+
+def test_a_region_holds_a_photo_if_it_holds_the_cell_of_its_gps(
+    folder: Path, calibrated: Path
+) -> None:
+    predictor = GeopakPredictor(calibrated)
+    trained, photo = predictor.trained, str(folder / "with gps.jpg")
+    answer = predictor.predict(photo)
+    province = trained.outlines.province_of([(24.86, 67.01)])
+    assert trained.region.names[province[0]] == "Sindh"
+    own = np.flatnonzero(trained.cells.province_id == province[0])
+    center = trained.cells.center_latlon_deg[own]
+    true = int(own[haversine_km_array((24.86, 67.01), center).argmin()])
+    place = GpsComparison(predictor)
+    for cells in ((true,), (true + 1, true), (true + 1,), ()):
+        region = PlaceRegion(0.5, 1.0, cells)
+        gps, error_km, inside = place.of(answer.to_dict() | {"region": region})
+        assert gps == pytest.approx((24.86, 67.01))
+        expected_km = haversine_km_array((24.86, 67.01), (answer.lat, answer.lon))
+        assert error_km == pytest.approx(float(expected_km))
+        assert inside == (true in cells)
+    assert place.of(answer.to_dict() | {"region": None})[2] is None
+
+
+def test_answers_are_declined_by_their_score_and_areas_are_those_of_the_cells(
+    folder: Path, calibrated: Path
+) -> None:
+    predictor = GeopakPredictor(calibrated, abstain_below=0.02, per_province=True)
+    calibration = predictor.trained.calibration
+    found = predictor.predict(folder / "g")
+    assert len(found) == 5
+    for answer in found:
+        assert answer.answered == (answer.answer_score >= 0.02)
+        area = calibration.cell_area_km2[list(answer.region.cell_ids)].sum()
+        assert answer.region.area_km2 == pytest.approx(area)
+    together = GeopakPredictor(calibrated).predict(folder / "g")
+    assert [a.region.cell_ids for a in together] != [a.region.cell_ids for a in found]
+
+
+def test_a_photo_is_shown_by_its_name_and_as_the_model_sees_it(tmp_path: Path) -> None:
+    entry = prediction_files.Entry(PhotoFailure("d/a\\b\udce9.jpg", "is no photo"))
+    record = page_record(entry, prediction_files.record_of(entry, "model"))
+    assert record["name"] == "a\\\\b\\udce9.jpg"
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "16 bits.png")
+    with Image.open(io.BytesIO(small_jpeg(tmp_path / "16 bits.png", 64))) as image:
+        shown = np.asarray(image).astype(int)
+    seen = load_image(tmp_path / "16 bits.png", 64).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(shown - seen).max() < 20
+
+
+def test_no_calibration_is_told_of_many_photos_too(
+    folder: Path, phases: dict[int, Path], command: Command
+) -> None:
+    outcome = command("predict", f"images={folder / 'g'}", f"ckpt={phases[1]}", "coverage=0.5")
+    assert outcome.status == 0, outcome.text
+    assert "Not calibrated" in outcome.text
+
+
 def test_every_text_can_be_written_in_one_line() -> None:
+    # Different ones differently, for what is done is known by its name.
+    assert len({prediction_files.written(t) for t in ("a\nb", "a\\nb", " a", "a", "a ")}) == 5
     assert prediction_files.written("a\nb\r\tc\x00") == "a\\nb\\r\\tc\\x00"
     assert prediction_files.written("caf\udce9.jpg") == "caf\\udce9.jpg"
     assert prediction_files.written("é (1).jpg") == "é (1).jpg"

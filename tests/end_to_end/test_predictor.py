@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from geopak import GeopakPredictor
@@ -116,6 +117,22 @@ def test_whatever_is_no_photo_is_an_entry_too(phases: dict[int, Path], photos: l
         predictor.predict(b"no photo")
 
 
+def test_what_is_neither_a_photo_nor_many_is_an_error(
+    phases: dict[int, Path], photos: list[Path]
+) -> None:
+    predictor = GeopakPredictor(phases[2], device="cpu")
+    for thing in (None, 7, torch.zeros(3, 8, 8)):
+        with pytest.raises(PhotoError, match="is no photo: give a path"):
+            predictor.predict(thing)
+    for path in (photos[0], "nowhere"):
+        with pytest.raises(PhotoError, match="is no folder"):
+            list(predictor.stream(path))
+    content = bytearray(photos[0].read_bytes())
+    assert predictor.predict(content)["lat"] == predictor.predict(photos[0])["lat"]
+    with photos[0].open(encoding="latin-1") as file, pytest.raises(PhotoError, match="as text"):
+        predictor.predict(file)
+
+
 def test_a_stream_takes_no_more_than_it_needs_and_holds_no_more(
     phases: dict[int, Path], photos: list[Path]
 ) -> None:
@@ -137,6 +154,32 @@ def test_a_stream_takes_no_more_than_it_needs_and_holds_no_more(
     answers.close()
     threads = threading.active_count()
     assert threads < 20
+
+
+@pytest.mark.slow
+def test_twelve_thousand_photos_take_no_more_memory_than_three_thousand(
+    phases: dict[int, Path], photos: list[Path]
+) -> None:
+    code = f"""
+import itertools, os
+import torch
+from geopak import GeopakPredictor
+
+torch.set_num_threads(1)
+predictor = GeopakPredictor({str(phases[2])!r}, device="cpu", batch_size=32)
+photos = [{", ".join(repr(str(p)) for p in photos)}, "nowhere.jpg", b"no photo"]
+answers = predictor.stream(itertools.islice(itertools.cycle(photos), 12_000))
+for number, answer in enumerate(answers, start=1):
+    if number % 3_000 == 0:
+        with open("/proc/self/statm") as file:
+            print(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    resident_mb = [float(line) for line in run.stdout.split()]
+    assert len(resident_mb) == 4
+    print(resident_mb)
+    # The images of 9,000 photos would be 1,350 MB, their answers some 50.
+    assert resident_mb[-1] - resident_mb[0] < 15
 
 
 def test_an_error_of_the_iterable_is_passed_on(phases: dict[int, Path], photos: list[Path]) -> None:
@@ -205,7 +248,10 @@ def test_bfloat16_encoders_move_no_answer_far_and_leave_the_heads_alone(
         ({"device": "abacus"}, "device=abacus"),
         ({"precision": "int3"}, "precision='int3' must be one of auto, float32, bfloat16"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2.5}, "batch_size=2.5"),
         ({"coverage": 1.0}, "coverage=1.0"),
+        ({"coverage": "0.9"}, "coverage=0.9 must be a number"),
+        ({"abstain_below": float("nan")}, "abstain_below=nan"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_checkpoint_is_read(

@@ -22,6 +22,7 @@ from geopak.report.certainty import (
     summarize_silence,
 )
 from geopak.report.evaluation import Evaluation, write_report
+from geopak.report.evaluation_page import evaluation_page
 from geopak.report.groups import PhotoGroups
 
 from .squareland import CELLS, CONTEXT, OUTLINES, REGION, make_evaluation
@@ -172,6 +173,25 @@ def test_the_page_shows_it_all(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     before = report["calibration"]["before"]["cell"]
     assert before["mean_confidence"] == pytest.approx(evaluation.uncalibrated.cell.mean())
+    # What was fitted on photos is not measured on them without a word.
+    for split, same_set, word in (
+        ("test", True, None), ("val", True, "were fitted on"), ("train", True, "by heart"),
+        ("val", False, None),
+    ):  # fmt: skip
+        context = report["context"] | {"split": split, "same set as training": same_set}
+        sections = evaluation_page(report | {"context": context}, REGION).sections
+        claims, silence = (
+            next(s for s in sections if s.title == title)
+            for title in (
+                "Does it know when it is right?",
+                "What if it answers only when it is sure?",
+            )
+        )
+        for section in (claims, silence):
+            if word is None:
+                assert not any("look better" in p or "by heart" in p for p in section.points)
+            else:
+                assert word in section.points[0]
     frame = pd.read_parquet(tmp_path / "predictions.parquet")
     assert frame["region_covered_90"].tolist() == evaluation.regions.promises[2].covered.tolist()
     # A report of the same model without calibration takes this one's place.

@@ -122,7 +122,12 @@ def _undecoded(image: Image.Image) -> bytes | None:
 def _content(source: str | Path | bytes | BinaryIO) -> bytes:
     if isinstance(source, bytes):
         return source
-    return Path(source).read_bytes() if isinstance(source, (str, Path)) else source.read()
+    if isinstance(source, (str, Path)):
+        return Path(source).read_bytes()
+    content = source.read()
+    if not isinstance(content, bytes):
+        raise ValueError("it is open as text: open it in binary mode, 'rb'")
+    return content
 
 
 def stack_images(images: Iterable[Tensor], num: int, size: int) -> Tensor:

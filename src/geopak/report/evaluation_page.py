@@ -112,6 +112,7 @@ def evaluation_page(report: Mapping[str, Any], region: Region) -> Page:
                 "on val, and with them come regions that hold the place with a promised "
                 "probability.",
             ],
+            points=_caution(report),
             table=_claim_table(calibration),
             figure="reliability.png",
             caption="Expected calibration error (ECE) is the mean gap to the diagonal. It has no "
@@ -148,6 +149,25 @@ def evaluation_page(report: Mapping[str, Any], region: Region) -> Page:
         tiles=tiles,
         sections=sections,
     )
+
+
+def _caution(report: Mapping[str, Any]) -> list[str]:
+    """Why claims look better on these photos than on photos never seen; empty: they do not."""
+    split = report["context"].get("split")
+    if not report["context"].get("same set as training", True):
+        return []
+    if split == "train":
+        return [
+            "The model has learned these photos by heart: how honest its claims are, and what its "
+            "silence is worth, cannot be seen here."
+        ]
+    if split == "val" and "before" in report["calibration"]:
+        return [
+            "Half of these photos are those that the calibration's temperatures and confidence "
+            "were fitted on, and what is familiar is told by the other half: claims and silence "
+            "look better here than on photos never seen."
+        ]
+    return []
 
 
 def _claim_table(calibration: Mapping[str, Any]) -> Table:
@@ -309,7 +329,7 @@ def _silence_section(report: Mapping[str, Any]) -> Section:
         else "the confidence: the model is not calibrated, so that nothing tells it what is unlike "
         "the photos it knows"
     )
-    points = []
+    points = _caution(report)
     if chosen is not None:
         shares = ", ".join(
             f"{report['per_province'][key]['name']} {share:.0%}"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import jinja2
-from PIL import Image, ImageOps
+from PIL import Image
+
+from geopak.data.images import upright_rgb
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ def small_jpeg(file: Path | BinaryIO, side_px: int, formats: Sequence[str] | Non
     try:
         with Image.open(file, formats=None if formats is None else tuple(formats)) as image:
             image.draft("RGB", (side_px, side_px))
-            upright = ImageOps.exif_transpose(image)
-            upright.thumbnail((side_px, side_px))
+            # As the model sees it, with 16 bits a pixel or without a ground, too.
+            small = upright_rgb(image)
+            small.thumbnail((side_px, side_px))
             content = io.BytesIO()
-            small = upright.convert("RGB")
             # Pillow would keep a comment.
             small.info.clear()
             small.save(content, "JPEG", quality=75)

@@ -3,10 +3,14 @@
 Formats of text hold one record per line between a beginning and an end. After every write the file
 is whole: the next records take the place of its end. Of a file that was cut in the middle of a
 write the whole records are kept. Parquet knows no such thing: its rows wait in parts beside it.
+
+A record names the model and the state of the photo's file, so that what has changed since is asked
+again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html
 import io
@@ -14,10 +18,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 from xml.etree import ElementTree
 
 import numpy as np
@@ -34,6 +39,8 @@ from geopak.schema.commands import ANSWER_FORMATS
 # A metre, of coordinates in degrees.
 _DECIMALS = 5
 _PART_ROWS, _PART_SECONDS = 5_000, 60.0
+# Of text, written at once where an earlier file is taken over.
+_MOST_BYTES = 1 << 20
 # Some 300 m: the ground of cells is drawn no finer.
 GROUND_TOLERANCE_DEG = 0.003
 
@@ -48,6 +55,7 @@ class Entry:
         gps_error_km: from there to the predicted place.
         gps_in_region: whether the cell of that place is in the answer's region.
         thumbnail: an encoded JPEG; empty where there is none.
+        state: of the photo's file when it was asked, see :func:`file_state`.
     """
 
     answer: Answer
@@ -55,6 +63,59 @@ class Entry:
     gps_error_km: float | None = None
     gps_in_region: bool | None = None
     thumbnail: bytes = b""
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a file of answers says of a photo that is in it already.
+
+    Attributes:
+        photo, model, state: as they are written.
+        failed: it could not be read.
+        declined: its answer is below ``abstain_below``.
+        gps_error_km, gps_in_region: see :class:`Entry`.
+    """
+
+    photo: str
+    model: str
+    state: str
+    failed: bool
+    declined: bool
+    gps_error_km: float | None
+    gps_in_region: bool | None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Known:
+        """Of a record of any format: nested or flat, of typed values or of texts.
+
+        Raises:
+            KeyError, ValueError: it is no such record.
+        """
+        gps = record.get("gps") or {}
+        error_km = gps.get("error_km", record.get("gps_error_km"))
+        in_region = gps.get("in_region", record.get("gps_in_region"))
+        return cls(
+            photo=str(record["photo"]),
+            model=str(record["model"]),
+            state=str(record["photo_state"]),
+            failed=bool(record.get("error")),
+            declined=not record.get("error") and str(record["answered"]).lower() == "false",
+            gps_error_km=None if error_km in (None, "") else float(error_km),
+            gps_in_region=None if in_region in (None, "") else str(in_region).lower() == "true",
+        )
+
+
+def file_state(photo: str | Path) -> str:
+    """Tells a photo's file from what it was before: size and time of change; empty: there is none.
+
+    What a file holds is not read: that would take as long as asking again.
+    """
+    try:
+        found = os.stat(photo)
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 @dataclass(frozen=True)
@@ -75,11 +136,15 @@ class Setting:
 
 
 def written(text: object) -> str:
-    """A text that every format can hold: in one line, with what is no UTF-8 spelled out."""
-    safe = str(text).encode(errors="backslashreplace").decode()
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe
-    ).strip()
+    """A text that every format can hold: in one line, with what is no UTF-8 spelled out.
+
+    Different texts are written differently: a backslash that separates no folders is doubled.
+    """
+    plain = str(text) if os.sep == "\\" else str(text).replace("\\", "\\\\")
+    if plain.isprintable():
+        return plain
+    safe = plain.encode(errors="backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
 
 
 def plain_grounds(grounds: Sequence[Ground]) -> list[Ground]:
@@ -109,6 +174,7 @@ def record_of(entry: Entry, model: str) -> dict[str, Any]:
             "error_km": entry.gps_error_km,
             "in_region": entry.gps_in_region,
         }
+    record["photo_state"] = entry.state
     record["model"] = model
     return record
 
@@ -117,20 +183,31 @@ class AnswerFile(Protocol):
     """A file that answers are written to.
 
     Attributes:
-        done: names, see :func:`written`, of the photos that it holds already.
+        done: what it holds already, by the photos' names, see :func:`written`.
     """
 
-    done: dict[str, None]
+    done: dict[str, Known]
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Adds answers; they are in the file, or in its parts, when this returns."""
+        """Adds answers; they are in the file, or in its parts, when this returns.
+
+        Raises:
+            GeopakError: the disk is full, or no longer to be written. What was written is kept.
+        """
 
     def close(self, complete: bool) -> None:
-        """Ends the work; ``complete``: no more answers will come."""
+        """Ends the work; ``complete``: no more answers will come.
+
+        Raises:
+            GeopakError: as for :meth:`write`.
+        """
 
 
 def open_answers(
-    path: str | Path, setting: Setting, photos: Iterable[str], overwrite: bool = False
+    path: str | Path,
+    setting: Setting,
+    photos: Mapping[str, str] | Iterable[str],
+    overwrite: bool = False,
 ) -> AnswerFile:
     """Opens a file for answers, with those that it holds already.
 
@@ -138,25 +215,68 @@ def open_answers(
         path: its suffix chooses the format, of :data:`geopak.schema.commands.ANSWER_FORMATS`; none:
             JSON.
         setting: of the answers.
-        photos: names of all photos that are to be in the file; answers for others are taken out.
+        photos: names of all photos that are to be in the file -> :func:`file_state`, or the names
+            alone where no files are behind them; answers for others, and for what a photo's file
+            was before, are taken out.
         overwrite: begin anew, whatever is there.
 
     Raises:
         GeopakError: unknown format; a file that is not of this kind, or holds answers of another
-            model or other options; or it cannot be written.
+            model or other options; it cannot be written; or another run is writing it.
     """
     path = Path(path)
     suffix = path.suffix.lower() or ".json"
     if suffix != ".parquet" and suffix not in _TEXT:
         raise GeopakError(f"out={path}: unknown format. Known: {', '.join(ANSWER_FORMATS)}.")
-    wanted = {written(photo) for photo in photos}
-    try:
+    states = photos if isinstance(photos, Mapping) else dict.fromkeys(photos, "")
+    wanted = {written(photo): state for photo, state in states.items()}
+    with _telling(path, ""):
         path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".parquet":
             return _ParquetFile(path, setting, wanted, overwrite)
         return _TextFile(path, _TEXT[suffix](setting), wanted, overwrite)
+
+
+@contextmanager
+def _telling(path: Path, remedy: str) -> Iterator[None]:
+    """Tells of what keeps a file from being written as an error of the user's."""
+    try:
+        yield
     except OSError as error:
-        raise GeopakError(f"Cannot write out={path}: {error.strerror or error}.") from error
+        raise GeopakError(f"Cannot write out={path}: {error.strerror or error}.{remedy}") from error
+
+
+_GO_ON = " What was written before is kept: make room, and the same command goes on from there."
+
+
+def _lock(number: int, path: Path) -> None:
+    """Makes sure that nobody else writes a file, until its descriptor is closed.
+
+    Raises:
+        GeopakError: another run does.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _written_by_another(path) from error
+    except (ImportError, OSError):
+        return  # no such locks on this system, or this disk
+
+
+def _written_by_another(path: Path) -> GeopakError:
+    return GeopakError(
+        f"out={path} is being written by another run: wait for it, or choose another out=."
+    )
+
+
+def _names(path: Path, number: int) -> bool:
+    """Whether a path still names the file of a descriptor."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(number))
+    except FileNotFoundError:
+        return False
 
 
 def _foreign(path: Path, what: str) -> GeopakError:
@@ -178,8 +298,8 @@ class _Format:
         """The answer, in one line without a line break."""
         raise NotImplementedError
 
-    def identify(self, line: str) -> tuple[str, str]:
-        """Photo and model of a line.
+    def identify(self, line: str) -> Known:
+        """What a line says of its photo.
 
         Raises:
             ValueError: it is no whole record.
@@ -195,9 +315,8 @@ class _Json(_Format):
     def line(self, entry: Entry) -> str:
         return json.dumps(record_of(entry, self.setting.model))
 
-    def identify(self, line: str) -> tuple[str, str]:
-        record = json.loads(line)
-        return str(record["photo"]), str(record["model"])
+    def identify(self, line: str) -> Known:
+        return Known.of(json.loads(line))
 
 
 class _JsonLines(_Json):
@@ -215,7 +334,7 @@ class _Csv(_Format):
         "answer_score", "answered", "region_coverage", "region_area_km2", "region_cell_ids", "gate",
     )  # fmt: skip
     _LAST: ClassVar = (
-        "hypotheses", "gps_lat", "gps_lon", "gps_error_km", "gps_in_region", "model"
+        "hypotheses", "gps_lat", "gps_lon", "gps_error_km", "gps_in_region", "photo_state", "model"
     )  # fmt: skip
 
     def __init__(self, setting: Setting) -> None:
@@ -240,11 +359,9 @@ class _Csv(_Format):
                 record[f"probability_{province.key}"] = probability
         return self._row(_cell(record.get(column)) for column in self.columns)
 
-    def identify(self, line: str) -> tuple[str, str]:
+    def identify(self, line: str) -> Known:
         row = next(csv.reader([line], strict=True), [])
-        if len(row) != len(self.columns):
-            raise ValueError("not all columns")
-        return row[0], row[-1]
+        return Known.of(dict(zip(self.columns, row, strict=True)))
 
 
 def _cell(value: object) -> object:
@@ -274,9 +391,8 @@ class _GeoJson(_Format):
             features.append(_feature(area, named))
         return ", ".join(json.dumps(feature) for feature in features)
 
-    def identify(self, line: str) -> tuple[str, str]:
-        record = json.loads(f"[{line}]")[0]["properties"]
-        return str(record["photo"]), str(record["model"])
+    def identify(self, line: str) -> Known:
+        return Known.of(json.loads(f"[{line}]")[0]["properties"])
 
 
 def _feature(geometry: Any, properties: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +419,7 @@ class _Kml(_Format):
     def line(self, entry: Entry) -> str:
         record, answer = record_of(entry, self.setting.model), entry.answer
         name = _tag("name", record["photo"])
-        data = {"photo": record["photo"], "model": record["model"]}
+        data = {key: record[key] for key in ("photo", "photo_state", "model")}
         if not isinstance(answer, Prediction):
             data["error"] = record["error"]
             failed = name + _tag("description", record["error"]) + _extended(data)
@@ -314,7 +430,9 @@ class _Kml(_Format):
         )
         if not answer.answered:
             told += "; below abstain_below: do not rely on it"
-        for key in ("province", "confidence", "confidence_km", "calibrated", "answer_score"):
+        for key in (
+            "province", "confidence", "confidence_km", "calibrated", "answer_score", "answered"
+        ):  # fmt: skip
             data[key] = record[key]
         data |= {f"gps_{key}": v for key, v in record.get("gps", {}).items() if v is not None}
         inside = _tag("styleUrl", "#place") + _extended(data) + _point(answer.lon, answer.lat)
@@ -333,13 +451,12 @@ class _Kml(_Format):
             parts.append(f"<Placemark>{body}</Placemark>")
         return f"<Folder>{name}{''.join(parts)}</Folder>"
 
-    def identify(self, line: str) -> tuple[str, str]:
+    def identify(self, line: str) -> Known:
         try:
             folder = ElementTree.fromstring(line)
         except ElementTree.ParseError as error:
             raise ValueError(str(error)) from error
-        found = {d.get("name"): d.findtext("value", "") for d in folder.iter("Data")}
-        return found["photo"], found["model"]
+        return Known.of({str(d.get("name")): d.findtext("value", "") for d in folder.iter("Data")})
 
 
 def _tag(name: str, text: object) -> str:
@@ -386,11 +503,10 @@ class _Html(_Format):
         # Nothing in it may end the element.
         return self._OPEN + text.replace("<", "\\u003c") + self._CLOSE
 
-    def identify(self, line: str) -> tuple[str, str]:
+    def identify(self, line: str) -> Known:
         if not (line.startswith(self._OPEN) and line.endswith(self._CLOSE)):
             raise ValueError("no record")
-        record = json.loads(line.removeprefix(self._OPEN).removesuffix(self._CLOSE))
-        return str(record["photo"]), str(record["model"])
+        return Known.of(json.loads(line.removeprefix(self._OPEN).removesuffix(self._CLOSE)))
 
 
 _TEXT: dict[str, type[_Format]] = {
@@ -406,23 +522,37 @@ _TEXT: dict[str, type[_Format]] = {
 class _TextFile:
     """A file of text that is whole after every write."""
 
-    def __init__(self, path: Path, form: _Format, wanted: set[str], overwrite: bool) -> None:
+    def __init__(self, path: Path, form: _Format, wanted: Mapping[str, str], overwrite: bool):
         self.path, self._form = path, form
-        self.done: dict[str, None] = {}
-        kept = iter(()) if overwrite else self._kept(wanted)
+        self.done: dict[str, Known] = {}
+        self._at, self._empty, self._broken = 0, True, False
         # What is there stays until all that is kept of it lies beside it.
         unfinished = path.with_name(f"{path.name}.partial")
-        try:
-            with unfinished.open("wb") as file:
-                self._at, self._empty = file.write(form.start.encode()), True
-                self._append(file, kept)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        self._file = path.open("r+b")
+        with ExitStack() as before:
+            if path.is_file():
+                _lock(before.enter_context(path.open("rb")).fileno(), path)
+            # Not emptied before it is known to be nobody's. Without a buffer: what could not be
+            # written must not be tried again later.
+            file = os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+            is_own = False
+            try:
+                _lock(file.fileno(), path)
+                if not _names(unfinished, file.fileno()):
+                    raise _written_by_another(path)  # which has just put it in its place
+                is_own = True
+                file.truncate(0)
+                self._file = file
+                self._put(form.start.encode())
+                self._append(() if overwrite else self._kept(wanted))
+                os.replace(unfinished, path)
+            except BaseException:
+                file.close()
+                if is_own:
+                    unfinished.unlink(missing_ok=True)
+                raise
 
-    def _kept(self, wanted: set[str]) -> Iterator[str]:
-        """Lines of the file of an earlier run, each for a photo that is still wanted.
+    def _kept(self, wanted: Mapping[str, str]) -> Iterator[str]:
+        """Lines of the file of an earlier run, each for a photo that is still as it was.
 
         Raises:
             GeopakError: it is another file, or its answers are of another model.
@@ -439,28 +569,55 @@ class _TextFile:
                     return  # cut off, even where what is left could be read
                 line = raw.decode(errors="replace").rstrip("\n").removesuffix(separator)
                 try:
-                    photo, model = self._form.identify(line)
-                except (ValueError, KeyError, IndexError, TypeError):
+                    known = self._form.identify(line)
+                except (ValueError, KeyError, IndexError, TypeError, AttributeError):
                     if number == 0 and not start:
                         raise _foreign(self.path, "holds something else") from None
                     return  # the end
-                if model != self._form.setting.model:
+                if known.model != self._form.setting.model:
                     raise _foreign(self.path, "holds answers of another model or other options")
-                if photo in wanted and photo not in self.done:
-                    self.done[photo] = None
+                if wanted.get(known.photo) == known.state and known.photo not in self.done:
+                    self.done[known.photo] = known
                     yield line
 
-    def _append(self, file: BinaryIO, lines: Iterable[str]) -> None:
-        file.seek(self._at)
-        for line in lines:
-            separator = "" if self._empty else self._form.separator
-            self._empty = False
-            self._at += file.write((separator + line).encode())
-        file.write(self._form.end.encode())
-        file.flush()
+    def _put(self, content: bytes) -> None:
+        """Writes at the end of the records, which is then after this."""
+        self._file.seek(self._at)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._at += len(content)
+
+    def _append(self, lines: Iterable[str]) -> None:
+        """Puts lines, and the end after them, in the place of the end.
+
+        Raises:
+            OSError: not all could be written; the file is then as it was, where that is possible.
+        """
+        at, empty, end = self._at, self._empty, self._form.end.encode()
+        waiting = bytearray()
+        try:
+            for line in lines:
+                waiting += (("" if self._empty else self._form.separator) + line).encode()
+                self._empty = False
+                if len(waiting) > _MOST_BYTES:
+                    self._put(bytes(waiting))
+                    waiting.clear()
+            # In one piece, so that hardly anything can come between.
+            self._put(bytes(waiting) + end)
+            self._at -= len(end)
+        except OSError:
+            self._broken = True
+            with contextlib.suppress(OSError):
+                self._file.truncate(at)
+                self._at, self._empty = at, empty
+                self._put(end)
+            raise
 
     def write(self, entries: Sequence[Entry]) -> None:
-        self._append(self._file, (self._form.line(entry) for entry in entries))
+        if entries and not self._broken:
+            with _telling(self.path, _GO_ON):
+                self._append(self._form.line(entry) for entry in entries)
 
     def close(self, complete: bool) -> None:
         self._file.close()
@@ -469,7 +626,9 @@ class _TextFile:
 class _ParquetFile:
     """Rows in parts beside the file, which they become when all are there."""
 
-    def __init__(self, path: Path, setting: Setting, wanted: set[str], overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, setting: Setting, wanted: Mapping[str, str], overwrite: bool
+    ) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -477,12 +636,25 @@ class _ParquetFile:
         self.path, self._setting, self._wanted = path, setting, wanted
         self._schema = _schema(pa, setting.region)
         self._parts = path.with_name(f".{path.name}.parts")
-        if overwrite:
-            shutil.rmtree(self._parts, ignore_errors=True)
-            path.unlink(missing_ok=True)
-        self.done: dict[str, None] = {}
-        for source in self._sources():
-            self.done |= dict.fromkeys(self._names(source))
+        self._broken = False
+        is_new = not self._parts.is_dir()
+        self._parts.mkdir(exist_ok=True)
+        self._folder = os.open(self._parts, os.O_RDONLY)
+        try:
+            _lock(self._folder, path)
+            if overwrite:
+                for part in self._parts.iterdir():
+                    part.unlink()
+                path.unlink(missing_ok=True)
+            self.done: dict[str, Known] = {}
+            for source in self._sources():
+                # Later parts hold what was asked again.
+                self.done |= {known.photo: known for known in self._known(source)}
+        except BaseException:
+            os.close(self._folder)
+            if is_new:
+                self._parts.rmdir()
+            raise
         self._waiting: list[dict[str, Any]] = []
         self._since = time.monotonic()
 
@@ -490,57 +662,88 @@ class _ParquetFile:
         whole = [self.path] if self.path.is_file() else []
         return [*whole, *sorted(self._parts.glob("part-*.parquet"))]
 
-    def _names(self, source: Path) -> list[str]:
+    def _known(self, source: Path) -> Iterator[Known]:
+        """Photos of a table that are still wanted and as they were.
+
+        Raises:
+            GeopakError: it is another table, or its answers are of another model.
+        """
+        columns = ["photo", "error", "answered", "gps", "photo_state", "model"]
         try:
-            table = self._parquet.read_table(source, columns=["photo", "model"])
-        except (OSError, ValueError, KeyError) as error:
+            with self._parquet.ParquetFile(source) as file:
+                if not set(columns) <= set(file.schema_arrow.names):
+                    raise _foreign(self.path, f"holds something else ({source.name})")
+                for batch in file.iter_batches(_PART_ROWS, columns=columns):
+                    for known in map(Known.of, batch.to_pylist()):
+                        if known.model != self._setting.model:
+                            raise _foreign(
+                                self.path, "holds answers of another model or other options"
+                            )
+                        if self._wanted.get(known.photo) == known.state:
+                            yield known
+        except (OSError, self._pa.ArrowException, KeyError, TypeError, AttributeError) as error:
             raise _foreign(self.path, f"is no table of answers ({source.name})") from error
-        if table.schema.names != ["photo", "model"] or set(table["model"].unique().to_pylist()) - {
-            self._setting.model
-        }:
-            raise _foreign(self.path, "holds something else, or answers of another model")
-        return [name for name in table["photo"].to_pylist() if name in self._wanted]
 
     def write(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            record = record_of(entry, self._setting.model)
-            self._waiting.append(record)
+        if self._broken:
+            return
+        self._waiting += (record_of(entry, self._setting.model) for entry in entries)
         is_due = time.monotonic() - self._since > _PART_SECONDS
         if len(self._waiting) >= _PART_ROWS or (is_due and self._waiting):
             self._write_part()
 
     def _write_part(self) -> None:
-        self._parts.mkdir(exist_ok=True)
         # Numbers go on where the last run ended.
         last = max((int(p.stem[5:]) for p in self._parts.glob("part-*.parquet")), default=-1)
         part = self._parts / f"part-{last + 1:06d}.parquet"
         unfinished = part.with_suffix(".partial")
         table = self._pa.Table.from_pylist(self._waiting, self._schema)
-        self._parquet.write_table(table, unfinished)
-        os.replace(unfinished, part)
+        try:
+            with _telling(self.path, _GO_ON):
+                self._parquet.write_table(table, unfinished)
+                os.replace(unfinished, part)
+        except GeopakError:
+            self._broken = True
+            unfinished.unlink(missing_ok=True)
+            raise
         self._waiting = []
         self._since = time.monotonic()
 
     def close(self, complete: bool) -> None:
-        if self._waiting:
-            self._write_part()
-        if not complete:
-            return
+        try:
+            if self._waiting and not self._broken:
+                self._write_part()
+            if complete:
+                with _telling(self.path, _GO_ON):
+                    self._put_together()
+        finally:
+            os.close(self._folder)
+
+    def _put_together(self) -> None:
         unfinished = self.path.with_name(f"{self.path.name}.partial")
         held: set[str] = set()
-        with self._parquet.ParquetWriter(unfinished, self._schema) as writer:
-            for source in self._sources():
-                for batch in self._parquet.ParquetFile(source).iter_batches(_PART_ROWS):
-                    # A run that was ended while it put the parts together left them twice.
-                    keep = [
-                        name in self._wanted and name not in held
-                        for name in batch.column("photo").to_pylist()
-                    ]
-                    batch = batch.filter(self._pa.array(keep, self._pa.bool_()))
-                    held |= set(batch.column("photo").to_pylist())
-                    writer.write_batch(batch.cast(self._schema))
-        os.replace(unfinished, self.path)
+        try:
+            with self._parquet.ParquetWriter(unfinished, self._schema) as writer:
+                for source in self._sources():
+                    for batch in self._parquet.ParquetFile(source).iter_batches(_PART_ROWS):
+                        names = batch.column("photo").to_pylist()
+                        states = batch.column("photo_state").to_pylist()
+                        # A run that was ended while it put the parts together left them twice.
+                        keep = [
+                            self._is_wanted(name, state) and name not in held
+                            for name, state in zip(names, states, strict=True)
+                        ]
+                        batch = batch.filter(self._pa.array(keep, self._pa.bool_()))
+                        held |= set(batch.column("photo").to_pylist())
+                        writer.write_batch(batch.cast(self._schema))
+            os.replace(unfinished, self.path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
         shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _is_wanted(self, photo: str, state: str) -> bool:
+        return self._wanted.get(photo) == state
 
 
 def _schema(pa: Any, region: Region) -> Any:
@@ -562,6 +765,7 @@ def _schema(pa: Any, region: Region) -> Any:
             ("confidence", number), ("confidence_km", number), ("calibrated", truth),
             ("answer_score", number), ("answered", truth), ("region", place_region),
             ("gate", number), ("province_probabilities", by_province),
-            ("hypotheses", pa.list_(hypothesis)), ("gps", gps), ("model", text),
+            ("hypotheses", pa.list_(hypothesis)), ("gps", gps), ("photo_state", text),
+            ("model", text),
         ]
     )  # fmt: skip

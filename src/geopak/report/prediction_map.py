@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.extents import Ground
 from geopak.geo.region import Region
 from geopak.report.maps import province_colors
-from geopak.report.prediction_files import Entry
+from geopak.report.prediction_files import Entry, written
 
 _RECORDS = "<!--records-->"
 # Coordinates on the map: a hundred metres, about the thickness of its lines when zoomed in.
@@ -101,7 +102,8 @@ def page_record(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
         entry: the answer with its thumbnail.
         record: of :func:`geopak.report.prediction_files.record_of`.
     """
-    kept = {key: record[key] for key in ("photo", "error", "model")}
+    kept = {key: record[key] for key in ("photo", "error", "photo_state", "model")}
+    kept["name"] = written(os.path.basename(str(entry.answer.photo)))
     if entry.thumbnail:
         kept["thumbnail"] = base64.b64encode(entry.thumbnail).decode()
     if record["error"] is not None:
