@@ -125,6 +125,7 @@ def build_model(config: Mapping[str, Any], region: Region, cells: CellTable) -> 
         options(HeadSizes, config["sizes"], "model.sizes"),
         gate_bias=config["fusion"]["gate_bias"],
         image_size=image_size,
+        framing=config["framing"],
         fusion=config["fusion"]["kind"],
         cell_heads=config["cell_heads"],
         offset_bound=config["offset"]["bound"],
@@ -433,7 +434,13 @@ def build_datamodule(
         section.pop(key)
     loading = options(LoadingOptions, section, "data")
     return GeopakDataModule(
-        prepared, region, loading, image_size, world_size, cfg.trainer.limit_train_batches
+        prepared,
+        region,
+        loading,
+        image_size,
+        world_size,
+        cfg.trainer.limit_train_batches,
+        framing=cfg.model.framing,
     )
 
 

@@ -109,7 +109,7 @@ def explain(trained: Trained, photo: Photo, steps: int = _STEPS) -> Explanation:
             f"An explanation needs captum ({error.name} is missing): pip install 'geopak[app]'."
         ) from error
     model = trained.model
-    square = load_image(photo, model.image_size)
+    square = load_image(photo, model.image_size, model.framing)
     image = square[None].to(model.cell_center_deg.device).float() / 255
     with torch.no_grad():
         output = _output(trained, image)

@@ -19,6 +19,7 @@ from geopak.checkpoint import read_checkpoint
 from geopak.errors import CheckpointError, ExportError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
+from geopak.models.decode import MEAN_OF_DEGREES, REGRESSION, RULES
 from geopak.results import Prediction
 
 from .conftest import Outcome, run_command
@@ -93,7 +94,7 @@ def test_an_onnx_file_answers_as_the_predictor(
     predictor = GeopakPredictor(calibrated, device="cpu", rule="argmax", coverage=0.8)
     names = predictor.trained.region.names
     rng = np.random.default_rng(3)
-    for num, height, width in ((1, 64, 64), (7, 90, 120), (2, 33, 75)):
+    for num, height, width in ((1, 64, 64), (7, 90, 120), (2, 33, 76), (1, 1500, 2001)):
         image = rng.integers(0, 256, (num, height, width, 3), dtype=np.uint8)
         found = answers_of(out, image)
         want = predictor.predict(list(image))
@@ -147,6 +148,7 @@ def test_a_wrong_export_is_no_export(
     done = run_command("export", f"ckpt={calibrated}", f"out={tmp_path}/m.onnx", "rule=argmax")
     assert done.status == 2
     assert "latlon_deg differs by 0.001" in done.text
+    assert "No file is left" in done.text
     assert not list(tmp_path.iterdir())
 
 
@@ -173,6 +175,14 @@ def test_a_folder_that_holds_other_files_is_not_written_into(
     done = run_command("export", f"ckpt={calibrated}", "format=safetensors", f"out={tmp_path}")
     assert done.status == 2
     assert "thesis.tex" in done.text
+    done = run_command("export", f"ckpt={calibrated}", f"out={tmp_path}")
+    assert done.status == 2
+    assert f"{tmp_path} is a folder" in done.text
+    for kind in ("onnx", "safetensors"):
+        out = tmp_path / "thesis.tex" / kind / "model"
+        done = run_command("export", f"ckpt={calibrated}", f"format={kind}", f"out={out}")
+        assert done.status == 2
+        assert f"out={out} cannot be written" in done.text
     done = run_command("export", f"ckpt={calibrated}", "format=safetensors", "precision=int8")
     assert done.status == 2
     assert "precision=int8 is for format=onnx" in done.text
@@ -261,7 +271,7 @@ def test_the_card_says_what_the_report_says(calibrated: Path, home: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["geometric_median", "mean", "max_within_km"])
+@pytest.mark.parametrize("rule", sorted({*RULES, MEAN_OF_DEGREES, REGRESSION} - {"argmax"}))
 def test_every_rule(phases: dict[int, Path], tmp_path: Path, rule: str) -> None:
     out = tmp_path / "m.onnx"
     done = run_command("export", f"ckpt={phases[2]}", f"out={out}", f"rule={rule}")
