@@ -117,7 +117,9 @@ def decode_max_within_km(points_deg: Tensor, probability: Tensor, within_km: flo
     """
     near = _pairwise_km(points_deg) <= within_km
     mass = (near * probability.unsqueeze(-2)).sum(-1)
-    best = (mass + 1e-6 * probability).argmax(-1)
+    # Discs of the same hypotheses hold the same, but for what rounding makes of it.
+    ties = mass >= mass.amax(-1, keepdim=True) - 1e-6
+    best = torch.where(ties, probability, -1.0).argmax(-1)
     center = _take(points_deg, best)
     # Not by numbering the photos: a traced graph would keep how many they were.
     members = near.gather(1, best.view(-1, 1, 1).expand(-1, 1, near.shape[-1])).squeeze(1)
