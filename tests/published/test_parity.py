@@ -186,6 +186,15 @@ def test_a_photo_file_is_predicted_by_the_usual_predictor(
             assert other["lon"] == pytest.approx(expected["lon"], abs=1e-4)
 
 
+def test_a_heat_map_is_of_the_picture_that_the_model_saw(pair: Pair, tmp_path: Path) -> None:
+    pytest.importorskip("captum")
+    from geopak.why import explain
+
+    Image.fromarray(pictures(1, 90)[0, :, :41].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    seen = explain(pair.trained, tmp_path / "a.png", steps=2).image.float() / 255
+    assert torch.equal(seen, photo_as_published(tmp_path / "a.png", SMALL.image))
+
+
 def test_the_middle_of_a_photo_is_another_place(pair: Pair, tmp_path: Path) -> None:
     """That the framing matters, and can be chosen at import."""
     Image.fromarray(pictures(1, 90)[0, :, :41].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
