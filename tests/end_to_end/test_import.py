@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from geopak import GeopakPredictor
 from geopak.checkpoint import read_checkpoint
 from geopak.geo.cells import CellTable
 from tests.end_to_end.conftest import Outcome, run_command
@@ -75,6 +76,8 @@ def test_it_is_evaluated_on_another_set_and_the_report_says_what_it_is(
         assert row.predicted_latitude == pytest.approx(expected["lat"], abs=1e-4)
         assert row.predicted_longitude == pytest.approx(expected["lon"], abs=1e-4)
     assert sum(width != height for width, height in shapes) >= 3
+    card = GeopakPredictor(imported, device="cpu").generate_model_card().text
+    assert "the whole photo, squeezed into a square" in card
 
 
 def test_a_report_says_that_photos_per_cell_are_not_known(imported: Path, home: Path) -> None:

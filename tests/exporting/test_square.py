@@ -38,11 +38,12 @@ def test_photos_of_cameras_too(shape: tuple[int, int], framing: str) -> None:
     check(*shape[::-1], 64, framing)
 
 
-def test_a_strip_differs_by_a_step_at_most() -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (301, 3, 3), dtype=np.uint8)
-    for framing in FRAMINGS:
-        found = square_of(torch.from_numpy(photo)[None], 64, framing)[0]
-        assert (found - load_image(photo, 64, framing).float()).abs().max() <= 1
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize(("height", "width"), [(301, 3), (300, 3), (101, 1), (2500, 5), (90, 1)])
+def test_strips_too(height: int, width: int, framing: str) -> None:
+    for size in (64, 100, 101, 102):
+        check(height, width, size, framing)
+        check(width, height, size, framing)
 
 
 def test_photos_of_a_batch_do_not_touch_each_other() -> None:

@@ -16,6 +16,8 @@ from geopak.schema.model import SQUEEZE
 # point as follow.
 _WEIGHT_BITS = 15
 _PILLOW_PRECISION = 22
+# To Pillow a photo more than so many times as tall as wide is a strip.
+_STRIP = 100
 
 
 def square_of(image: Tensor, size: int, framing: str) -> Tensor:
@@ -23,10 +25,7 @@ def square_of(image: Tensor, size: int, framing: str) -> Tensor:
 
     It is resized by antialiased bilinear weights, along the rows first, with the rounding of the
     library that does it there: PyTorch's for a square in the middle, Pillow's where the middle lies
-    between two pixels or the whole photo is squeezed.
-
-    Strips more than a hundred times as tall as wide alone may differ by a step of 255: Pillow
-    resizes them down the columns first.
+    between two pixels or the whole photo is squeezed. Of strips Pillow resizes the columns first.
 
     Args:
         image: (B, H, W, 3) uint8, upright, RGB.
@@ -51,7 +50,14 @@ def square_of(image: Tensor, size: int, framing: str) -> Tensor:
     down, down_unit = _weights(height, num_rows, side_down, by_pillow, size)
     pixels = image.permute(0, 3, 1, 2).double()
     narrow = _rounded(pixels @ across.T, across_unit)
-    return _rounded(down @ narrow, down_unit).float()
+    square = _rounded(down @ narrow, down_unit)
+    # A strip has no more columns than these, so that other photos lose no time.
+    column = torch.arange(image.shape[1] // _STRIP + 1, device=image.device)
+    index = torch.minimum(column, num_columns.long() - 1)
+    few = across.index_select(1, index) * (column < num_columns).double()
+    low = _rounded(down @ pixels.index_select(3, index), down_unit)
+    is_strip = by_pillow & (num_rows > _STRIP * num_columns) & (num_rows > size)
+    return torch.where(is_strip, _rounded(low @ few.T, across_unit), square).float()
 
 
 def _weights(
