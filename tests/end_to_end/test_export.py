@@ -121,6 +121,8 @@ def test_an_onnx_file_says_what_its_numbers_mean(
     assert said["provinces"] == list(trained.region.names)
     assert said["cells"]["latitude"] == trained.cells.center_latlon_deg[:, 0].tolist()
     assert (said["rule"], said["coverage"], said["calibrated"]) == ("argmax", 0.8, True)
+    assert said["framing"] == "crop"
+    assert "the middle square" in said["input"]
     (image,) = model.graph.input
     dims = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
     assert dims == ["batch", "height", "width", 3]
@@ -148,8 +150,31 @@ def test_a_wrong_export_is_no_export(
     done = run_command("export", f"ckpt={calibrated}", f"out={tmp_path}/m.onnx", "rule=argmax")
     assert done.status == 2
     assert "latlon_deg differs by 0.001" in done.text
-    assert "No file is left" in done.text
+    assert "Nothing is written" in done.text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_folder_does_not_take_the_place_of_a_right_one(
+    phases: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopak.predictor import GeopakPredictor as Predictor
+
+    arguments = (f"ckpt={phases[2]}", "format=safetensors", f"out={tmp_path}/m")
+    assert run_command("export", *arguments).status == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}
+    save = Predictor._save_pretrained
+
+    def save_another(self: Predictor, save_directory: Path) -> None:
+        with torch.no_grad():
+            self.trained.model.province_head.layers[4].bias[0] += 1
+            save(self, save_directory)
+            self.trained.model.province_head.layers[4].bias[0] -= 1
+
+    monkeypatch.setattr(Predictor, "_save_pretrained", save_another)
+    done = run_command("export", *arguments)
+    assert done.status == 2
+    assert "answers otherwise than the checkpoint" in done.text
+    assert {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()} == before
 
 
 def test_safetensors_come_back_as_the_same_predictor(
