@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -177,27 +178,23 @@ def main() -> None:
     trained = load_trained(args.checkpoint)
     if trained.calibration is None:
         raise CheckpointError(f"{args.checkpoint} is not calibrated: python -m geopak.calibrate")
-    size, rng = trained.model.image_size, np.random.default_rng(0)
+    model, rng = trained.model, np.random.default_rng(0)
+    load = partial(load_image, size=model.image_size, framing=model.framing)
     prepared = PreparedSet.read(args.root / "prepared", args.root, trained.region)
     val = [args.root / prepared.photos["path"][row] for row in prepared.rows("val")]
     drawn = [val[k] for k in rng.integers(0, len(val), args.photos)]
-    images = {
-        name: [load_image(make(rng, photo), size) for photo in drawn]
-        for name, make in STAND_INS.items()
-    }
+    images = {name: [load(make(rng, photo)) for photo in drawn] for name, make in STAND_INS.items()}
     with tempfile.TemporaryDirectory() as folder:
         there: list[Tensor] = []
         for path in elsewhere(args.elsewhere, args.photos, Path(folder)):
             try:
-                there.append(load_image(path, size))
+                there.append(load(path))
             except PhotoError:
                 continue  # broken on purpose, as in every rendered set
         images[args.elsewhere] = there
     train_rows = rng.permutation(prepared.rows("train"))[: args.train_photos]
-    train = infer(
-        trained, [load_image(args.root / prepared.photos["path"][row], size) for row in train_rows]
-    )
-    output = infer(trained, [load_image(path, size) for path in val])
+    train = infer(trained, [load(args.root / prepared.photos["path"][row]) for row in train_rows])
+    output = infer(trained, [load(path) for path in val])
     known = scores(trained, output, train)
     others = {
         name: scores(trained, infer(trained, loaded), train) for name, loaded in images.items()

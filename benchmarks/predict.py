@@ -95,7 +95,8 @@ def measure(
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def decode(batch: list[Path]) -> torch.Tensor:
-        return stack_images(pool.map(lambda p: load_image(p, size), batch), len(batch), size)
+        images = pool.map(lambda p: load_image(p, size, model.framing), batch)
+        return stack_images(images, len(batch), size)
 
     ready = [decode(batch) for batch in batches]
 

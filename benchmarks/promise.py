@@ -44,8 +44,9 @@ def main() -> None:
     province = photos["province_id"].to_numpy(np.int64)
     latlon_deg = photos[["latitude", "longitude"]].to_numpy(float)
     cell = torch.from_numpy(trained.cells.nearest(latlon_deg, province)).unsqueeze(1)
-    size = trained.model.image_size
-    raw = infer(trained, [load_image(args.root / path, size) for path in photos["path"]])
+    size, framing = trained.model.image_size, trained.model.framing
+    images = [load_image(args.root / path, size, framing) for path in photos["path"]]
+    raw = infer(trained, images)
     output = calibrated(raw, trained.calibration)
     joint = joint_log_prob(output, trained.model.cell_province_id).double().exp()
     score = mass_before(joint).gather(1, cell).squeeze(1).numpy()

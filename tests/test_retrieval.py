@@ -12,6 +12,7 @@ import torch
 from geopak.data.dataset import PhotoDataset, PreparedSet
 from geopak.models.geolocator import Geolocator
 from geopak.retrieval import descriptors, most_similar, nearest_train_photos
+from geopak.schema.model import FRAMINGS
 
 
 def naive_descriptor(features: list[float], first: int) -> list[float]:
@@ -43,13 +44,19 @@ def test_the_most_similar_is_that_of_a_double_loop(chunk_rows: int) -> None:
         assert float(similarity[i]) == pytest.approx(max(cosines), abs=1e-5)
 
 
+@pytest.mark.parametrize("framing", FRAMINGS)
 @torch.no_grad()
 def test_nearest_train_photos_are_those_of_a_loop_over_the_pictures(
-    model: Geolocator, prepared: PreparedSet, tmp_path: Path
+    model: Geolocator,
+    prepared: PreparedSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    framing: str,
 ) -> None:
+    monkeypatch.setattr(model, "framing", framing)
     rows, train = prepared.rows("test"), prepared.rows("train")
     found = nearest_train_photos(model.eval(), prepared, rows, tmp_path)
-    photos = PhotoDataset(prepared, model.image_size)
+    photos = PhotoDataset(prepared, model.image_size, framing=framing)
 
     def described(row: int) -> list[float]:
         features = model.embed(photos[[row]]["image"].float() / 255)[0].tolist()

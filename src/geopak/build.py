@@ -78,6 +78,7 @@ def build_model(config: Mapping[str, Any], region: Region, cells: CellTable) -> 
         options(HeadSizes, config["sizes"], "model.sizes"),
         gate_bias=config["fusion"]["gate_bias"],
         image_size=image_size,
+        framing=config["framing"],
         fusion=config["fusion"]["kind"],
         cell_heads=config["cell_heads"],
         offset_bound=config["offset"]["bound"],
@@ -124,7 +125,13 @@ def build_datamodule(
         section.pop(key)
     loading = options(LoadingOptions, section, "data")
     return GeopakDataModule(
-        prepared, region, loading, image_size, world_size, cfg.trainer.limit_train_batches
+        prepared,
+        region,
+        loading,
+        image_size,
+        world_size,
+        cfg.trainer.limit_train_batches,
+        framing=cfg.model.framing,
     )
 
 

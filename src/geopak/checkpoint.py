@@ -22,6 +22,7 @@ from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.model_folder import is_model_folder, read_model_folder
 from geopak.models.geolocator import Geolocator
+from geopak.schema.model import CROP
 
 log = logging.getLogger(__name__)
 
@@ -344,6 +345,7 @@ def model_description(config: Mapping[str, Any]) -> dict[str, Any]:
     config = with_choices(config)
     return {
         "image_size": config["image_size"],
+        "framing": config["framing"],
         "semantic": {"shape": config["semantic"]["shape"]},
         "scene": {"shape": config["scene"]["shape"]},
         "sizes": config["sizes"],
@@ -359,6 +361,7 @@ def with_choices(config: Mapping[str, Any]) -> dict[str, Any]:
     semantic = config["semantic"]
     return {
         "cell_heads": "per_province",
+        "framing": CROP,
         **config,
         "semantic": {**semantic, "shape": {"class_token": "after_norm", **semantic["shape"]}},
         "fusion": {"kind": "gated", **config["fusion"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def import_geopak(cfg: DictConfig) -> Path:
     from geopak.data.manifest import file_sha256
     from geopak.geo.boundaries import Outlines
     from geopak.identity import model_identity
-    from geopak.models.encoders import read_weights
+    from geopak.models.weight_files import read_weight_file
     from geopak.options import options, plain
     from geopak.published.cells import read_cell_metadata
     from geopak.published.weights import (
@@ -42,6 +43,7 @@ def import_geopak(cfg: DictConfig) -> Path:
         imported_cells,
         load_published,
         original_cell_ids,
+        province_temperature,
     )
     from geopak.schema.training import DecodingOptions, Phase
 
@@ -50,7 +52,7 @@ def import_geopak(cfg: DictConfig) -> Path:
         raise CheckpointError(f"out={out} is there already. Name another, or pass overwrite=true.")
     region = build_region(cfg)
     metadata = read_cell_metadata(cfg.cells, region, plain(cfg.columns))
-    state = read_weights(cfg.checkpoint)
+    state, beside = read_weight_file(cfg.checkpoint)
     source = Path(cfg.checkpoint).name
     layout = arrange(state, metadata, region, source)
     cells = imported_cells(metadata, layout, region)
@@ -77,7 +79,10 @@ def import_geopak(cfg: DictConfig) -> Path:
         "counts": counted,
     }
     phase = options(Phase, plain(cfg.phase), "phase")
+    temperature = province_temperature(beside, phase.province_temperature, source)
+    phase = dataclasses.replace(phase, province_temperature=temperature)
     config = {key: plain(cfg[key]) for key in ("region", "model", "decoding", "phase")}
+    config["phase"]["province_temperature"] = temperature
     for encoder in ("semantic", "scene"):
         config["model"][encoder].pop("checkpoint")
     for key in ("boundaries", "towns"):

@@ -54,13 +54,13 @@ def photo_loader(
         index = ShardIndex.read(str(cfg.shards))
         index.check(prepared, trained.region)
         return DataLoader(
-            ShardPhotos(prepared, index, split, model.image_size),
+            ShardPhotos(prepared, index, split, model.image_size, model.framing),
             batch_size=None,
             sampler=ShardRowSampler(rows, cfg.batch_size, num_workers=cfg.num_workers),
             num_workers=cfg.num_workers,
         )
     sampler = SequentialBatchSampler(rows.tolist(), cfg.batch_size)
-    photos = PhotoDataset(prepared, model.image_size)
+    photos = PhotoDataset(prepared, model.image_size, framing=model.framing)
     fingerprint = model.encoder_fingerprint() if choice == "auto" else ""
     if choice == "true" or features.are_known(cfg.feature_folder, fingerprint):
         try:

@@ -332,7 +332,8 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         if isinstance(photo, (bytearray, memoryview)):
             photo = bytes(photo)
         try:
-            return _Read(name, load_image(photo, self.trained.model.image_size))
+            model = self.trained.model
+            return _Read(name, load_image(photo, model.image_size, model.framing))
         except PhotoError as error:
             return _Read(name, error)
         except Exception as error:  # decoders raise whatever a broken file causes

@@ -91,7 +91,7 @@ def nearest_train_photos(
         FeatureCacheError: the cache cannot be used.
         PhotoError: a photo that cannot be read.
     """
-    photos = PhotoDataset(prepared, model.image_size)
+    photos = PhotoDataset(prepared, model.image_size, framing=model.framing)
     encoding = Encoding(model, model.cell_center_deg.device, num_workers=num_workers)
     dims = (model.semantic.dim, model.scene.dim)
 
@@ -191,7 +191,7 @@ class PhotoIndex:
             FeatureCacheError: the cache cannot be used.
             PhotoError: a photo that cannot be read.
         """
-        photos = PhotoDataset(prepared, model.image_size)
+        photos = PhotoDataset(prepared, model.image_size, framing=model.framing)
         rows = prepared.rows("train")
         cached = cached_features(
             Encoding(model, model.cell_center_deg.device, num_workers=num_workers),

@@ -125,7 +125,7 @@ def explain(
     if not isinstance(photo, (str, Path, bytes, Image.Image, np.ndarray)):
         # It is read twice below.
         photo = photo.read()
-    square = load_image(photo, model.image_size)
+    square = load_image(photo, model.image_size, model.framing)
     image = square[None].to(model.cell_center_deg.device).float() / 255
     with torch.no_grad():
         output = _output(trained, image)
@@ -155,7 +155,7 @@ def explain(
         lon=float(place[1]),
         encoders=_weights(model, float(output.gate[0])),
         relevance=_by_field(attribution.detach()[0].sum(0).double().cpu()),
-        image=load_image(photo, max(model.image_size, _PICTURE_PX)),
+        image=load_image(photo, max(model.image_size, _PICTURE_PX), model.framing),
         features=features.cpu(),
     )
 

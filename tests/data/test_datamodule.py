@@ -10,6 +10,7 @@ import torch
 
 from geopak.data.datamodule import GeopakDataModule, LoadingOptions
 from geopak.data.dataset import PreparedSet
+from geopak.data.images import load_image
 from geopak.errors import ConfigError
 from geopak.geo.region import Region
 from geopak.types import Batch
@@ -38,6 +39,21 @@ class Watcher(L.LightningModule):
 
 def make(prepared: PreparedSet, region: Region, **options: Any) -> GeopakDataModule:
     return GeopakDataModule(prepared, region, LoadingOptions(**OPTIONS | options), image_size=32)
+
+
+@pytest.mark.parametrize("cache", ["false", "true"])
+def test_photos_are_framed_as_the_model_wants_them(
+    prepared: PreparedSet, region: Region, cache: str
+) -> None:
+    options = LoadingOptions(**OPTIONS | {"memory_cache": cache})
+    datamodule = GeopakDataModule(prepared, region, options, image_size=32, framing="squeeze")
+    datamodule.setup("fit")
+    for split, size in (("val", 32), ("train", round(32 * options.load_margin))):
+        row = int(prepared.rows(split)[0])
+        photo = prepared.root / prepared.photos["path"][row]
+        found = datamodule.datasets[split][[row]]["image"][0]
+        assert torch.equal(found, load_image(photo, size, "squeeze"))
+        assert not torch.equal(found, load_image(photo, size, "crop"))
 
 
 def fit(datamodule: GeopakDataModule, epochs: int = 2) -> Watcher:

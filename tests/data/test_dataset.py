@@ -15,6 +15,7 @@ from geopak.data.dataset import PhotoDataset, PreparedSet
 from geopak.data.images import load_image
 from geopak.errors import PhotoError, PreparedSetError
 from geopak.geo.region import Region
+from geopak.schema.model import FRAMINGS
 
 
 def test_splits_are_rows_of_the_table(prepared: PreparedSet) -> None:
@@ -31,20 +32,23 @@ def test_an_empty_split_is_an_error(prepared: PreparedSet) -> None:
         PreparedSet(only_train, prepared.cells, prepared.root).rows("test")
 
 
+@pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_batch_holds_the_rows_asked_for_in_their_order(
-    prepared: PreparedSet, cached: bool
+    prepared: PreparedSet, cached: bool, framing: str
 ) -> None:
     rows = [33, 2, 2, 17]
     every = np.array([2, 3, 17, 33])
-    dataset = PhotoDataset(prepared, 32, every if cached else None, num_threads=2)
+    dataset = PhotoDataset(prepared, 32, every if cached else None, 2, framing)
     assert len(dataset) == 48
     batch = dataset[rows]
     assert batch["row"].tolist() == rows
     assert batch["image"].dtype == torch.uint8
     for i, row in enumerate(rows):
         photo = prepared.photos.iloc[row]
-        assert torch.equal(batch["image"][i], load_image(prepared.root / photo["path"], 32))
+        assert torch.equal(
+            batch["image"][i], load_image(prepared.root / photo["path"], 32, framing)
+        )
         assert batch["latlon_deg"][i].tolist() == pytest.approx(
             [photo["latitude"], photo["longitude"]], abs=1e-5
         )

@@ -32,6 +32,7 @@ from geopak.data.features import (
 from geopak.errors import FeatureCacheError, PhotoError
 from geopak.geo.region import Region
 from geopak.models.geolocator import Geolocator
+from geopak.schema.model import CROP, SQUEEZE
 
 LOAD, SIZE = 36, 32
 
@@ -59,11 +60,12 @@ def encode(root: Path, region: Region, frozen: Geolocator, tmp_path: Path) -> Ca
         dtype: str = "float32",
         precision: str = "32-true",
         num_workers: int = 0,
+        framing: str = CROP,
     ) -> tuple[CachedFeatures, int]:
         prepared = PreparedSet.read(root / "prepared", root, region)
         rows = prepared.rows("train") if rows is None else rows
         pictures = pictures or views()
-        dataset = PhotoDataset(prepared, pictures.load_size)
+        dataset = PhotoDataset(prepared, pictures.load_size, framing=framing)
         contents = content_hashes([dataset.paths[r] for r in rows], tmp_path / "hashes")
         seen = 0
 
@@ -175,6 +177,7 @@ CHANGES: dict[str, Callable[[Path, Geolocator], dict[str, Any]]] = {
     "channel means": _other_mean,
     "a photo": _other_photo,
     "size": lambda root, model: {"pictures": Pictures(LOAD + 4, Augmenter(SIZE), 3)},
+    "framing": lambda root, model: {"framing": SQUEEZE},
     "augmentation": lambda root, model: {"pictures": views(brightness=0.3)},
     "views": lambda root, model: {"pictures": views(num=4)},
     "type on disk": lambda root, model: {"dtype": "float16"},

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision import transforms
 
 from geopak.data.images import load_image
-from geopak.errors import PhotoError
+from geopak.errors import ConfigError, PhotoError
 
 T = Image.Transpose
 # What a viewer does to show a file with this EXIF orientation, and its inverse.
@@ -169,6 +170,27 @@ def test_the_middle_of_a_wide_photo_is_kept_at_full_height() -> None:
     assert (image[:, 20:, 8:92] == 255).all()
     assert (image[:, 50, 2] == 0).all()
     assert (image[:, 4, 50] == 128).all()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "turned.jpg", "large.jpg", "grey.png"])
+def test_squeezed_photos_are_those_of_the_published_transform(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 40, (900, 1201, 3), dtype=np.uint8)
+    shown = picture(1201, 900) if name == "large.jpg" else picture(101, 60)
+    shown = Image.fromarray(np.asarray(shown) + noise[: shown.height, : shown.width])
+    stored, exif = shown.convert("L") if name == "grey.png" else shown, Image.Exif()
+    if name == "turned.jpg":
+        stored, exif[0x0112] = shown.transpose(T.ROTATE_90), 6
+    stored.save(tmp_path / name, exif=exif)
+    with Image.open(tmp_path / name) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    expected = torch.from_numpy(np.array(transforms.Resize((32, 32))(upright))).permute(2, 0, 1)
+    content = (tmp_path / name).read_bytes()
+    with Image.open(tmp_path / name) as opened:
+        for source in (tmp_path / name, content, io.BytesIO(content), opened, np.array(upright)):
+            assert torch.equal(load_image(source, 32, "squeeze"), expected)
+    assert not torch.equal(load_image(content, 32), expected)
+    with pytest.raises(ConfigError, match=r"framing='squeze' is unknown\. Did you mean"):
+        load_image(content, 32, "squeze")
 
 
 def test_a_photo_decoded_at_a_fraction_of_its_size_is_the_same_photo(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from geopak.data.shards import (
 )
 from geopak.errors import ConfigError, PhotoError, PreparedSetError
 from geopak.geo.region import Region
+from geopak.schema.model import FRAMINGS, SQUEEZE
 from geopak.types import Batch
 
 from .test_datamodule import fit
@@ -271,9 +272,12 @@ def make(prepared: PreparedSet, index: ShardIndex, **options: Any) -> ShardBatch
     return ShardBatches(prepared, index, **{"quotas": QUOTAS, "size": SIZE, "seed": 0} | options)
 
 
-def test_a_batch_is_what_files_would_give(index: ShardIndex, prepared: PreparedSet) -> None:
-    files = PhotoDataset(prepared, SIZE)
-    for batch in batches(make(prepared, index), 6, workers=0):
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_a_batch_is_what_files_would_give(
+    index: ShardIndex, prepared: PreparedSet, framing: str
+) -> None:
+    files = PhotoDataset(prepared, SIZE, framing=framing)
+    for batch in batches(make(prepared, index, framing=framing), 6, workers=0):
         expected = files[batch["row"].tolist()]
         assert batch.keys() == expected.keys()
         for key, value in expected.items():
@@ -491,7 +495,11 @@ def test_held_out_photos_come_as_from_files(
 def test_rows_are_served_in_the_order_asked_for(index: ShardIndex, prepared: PreparedSet) -> None:
     dataset = ShardPhotos(prepared, index, "val", SIZE)
     asked = [38, 30, 30, 35]
+    squeezed = ShardPhotos(prepared, index, "val", SIZE, SQUEEZE)[asked]["image"]
+    files = PhotoDataset(prepared, SIZE, framing=SQUEEZE)
+    assert torch.equal(squeezed, files[asked]["image"])
     batch = dataset[asked]
+    assert not torch.equal(squeezed, batch["image"])
     assert batch["row"].tolist() == asked
     assert torch.equal(batch["image"], PhotoDataset(prepared, SIZE)[asked]["image"])
     with pytest.raises(IndexError):

@@ -19,6 +19,7 @@ from geopak.checkpoint import read_checkpoint
 from geopak.errors import CheckpointError, ExportError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
+from geopak.models.decode import MEAN_OF_DEGREES, REGRESSION, RULES
 from geopak.results import Prediction
 from geopak.trained import load_trained
 
@@ -94,7 +95,7 @@ def test_an_onnx_file_answers_as_the_predictor(
     predictor = GeopakPredictor(calibrated, device="cpu", rule="argmax", coverage=0.8)
     names = predictor.trained.region.names
     rng = np.random.default_rng(3)
-    for num, height, width in ((1, 64, 64), (7, 90, 120), (2, 33, 75)):
+    for num, height, width in ((1, 64, 64), (7, 90, 120), (2, 33, 76), (1, 1500, 2001)):
         image = rng.integers(0, 256, (num, height, width, 3), dtype=np.uint8)
         found = answers_of(out, image)
         want = predictor.predict(list(image))
@@ -121,6 +122,8 @@ def test_an_onnx_file_says_what_its_numbers_mean(
     assert said["provinces"] == list(trained.region.names)
     assert said["cells"]["latitude"] == trained.cells.center_latlon_deg[:, 0].tolist()
     assert (said["rule"], said["coverage"], said["calibrated"]) == ("argmax", 0.8, True)
+    assert said["framing"] == "crop"
+    assert "the middle square" in said["input"]
     (image,) = model.graph.input
     dims = [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim]
     assert dims == ["batch", "height", "width", 3]
@@ -148,7 +151,31 @@ def test_a_wrong_export_is_no_export(
     done = run_command("export", f"ckpt={calibrated}", f"out={tmp_path}/m.onnx", "rule=argmax")
     assert done.status == 2
     assert "latlon_deg differs by 0.001" in done.text
+    assert "Nothing is written" in done.text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_folder_does_not_take_the_place_of_a_right_one(
+    phases: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopak.predictor import GeopakPredictor as Predictor
+
+    arguments = (f"ckpt={phases[2]}", "format=safetensors", f"out={tmp_path}/m")
+    assert run_command("export", *arguments).status == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}
+    save = Predictor._save_pretrained
+
+    def save_another(self: Predictor, save_directory: Path) -> None:
+        with torch.no_grad():
+            self.trained.model.province_head.layers[4].bias[0] += 1
+            save(self, save_directory)
+            self.trained.model.province_head.layers[4].bias[0] -= 1
+
+    monkeypatch.setattr(Predictor, "_save_pretrained", save_another)
+    done = run_command("export", *arguments)
+    assert done.status == 2
+    assert "answers otherwise than the checkpoint" in done.text
+    assert {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()} == before
 
 
 def test_safetensors_come_back_as_the_same_predictor(
@@ -174,6 +201,14 @@ def test_a_folder_that_holds_other_files_is_not_written_into(
     done = run_command("export", f"ckpt={calibrated}", "format=safetensors", f"out={tmp_path}")
     assert done.status == 2
     assert "thesis.tex" in done.text
+    done = run_command("export", f"ckpt={calibrated}", f"out={tmp_path}")
+    assert done.status == 2
+    assert f"{tmp_path} is a folder" in done.text
+    for kind in ("onnx", "safetensors"):
+        out = tmp_path / "thesis.tex" / kind / "model"
+        done = run_command("export", f"ckpt={calibrated}", f"format={kind}", f"out={out}")
+        assert done.status == 2
+        assert f"out={out} cannot be written" in done.text
     done = run_command("export", f"ckpt={calibrated}", "format=safetensors", "precision=int8")
     assert done.status == 2
     assert "precision=int8 is for format=onnx" in done.text
@@ -262,7 +297,7 @@ def test_the_card_says_what_the_report_says(calibrated: Path, home: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["geometric_median", "mean", "max_within_km"])
+@pytest.mark.parametrize("rule", sorted({*RULES, MEAN_OF_DEGREES, REGRESSION} - {"argmax"}))
 def test_every_rule(phases: dict[int, Path], tmp_path: Path, rule: str) -> None:
     out = tmp_path / "m.onnx"
     done = run_command("export", f"ckpt={phases[2]}", f"out={out}", f"rule={rule}")

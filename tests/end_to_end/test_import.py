@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from geopak import GeopakPredictor
 from geopak.checkpoint import read_checkpoint
 from geopak.geo.cells import CellTable
 from tests.end_to_end.conftest import Outcome, run_command
@@ -17,6 +19,7 @@ from tests.published.restatement import (
     Published,
     cell_metadata,
     overrides,
+    photo_as_published,
     random_weights,
     write,
 )
@@ -48,7 +51,9 @@ def _evaluate(imported: Path, *arguments: str) -> Outcome:
     )
 
 
-def test_it_is_evaluated_on_another_set_and_the_report_says_what_it_is(imported: Path) -> None:
+def test_it_is_evaluated_on_another_set_and_the_report_says_what_it_is(
+    imported: Path, home: Path
+) -> None:
     refused = _evaluate(imported)
     assert refused.status == 2
     assert "other_set=true" in refused.text
@@ -60,6 +65,19 @@ def test_it_is_evaluated_on_another_set_and_the_report_says_what_it_is(imported:
     assert "mean of degrees" in page
     predictions = pd.read_parquet(folder / "predictions.parquet")
     assert len(predictions) > 10
+    # Most photos are not square; the original squeezes them.
+    shapes = set()
+    original = random_weights(Published(SMALL, cell_metadata(CELLS, counts=False)))
+    for row in predictions.head(8).itertuples():
+        photo = home / "data/synthetic" / row.path
+        with Image.open(photo) as image:
+            shapes.add(image.size)
+        (expected,) = original.predict(photo_as_published(photo, SMALL.image)[None])
+        assert row.predicted_latitude == pytest.approx(expected["lat"], abs=1e-4)
+        assert row.predicted_longitude == pytest.approx(expected["lon"], abs=1e-4)
+    assert sum(width != height for width, height in shapes) >= 3
+    card = GeopakPredictor(imported, device="cpu").generate_model_card().text
+    assert "the whole photo, squeezed into a square" in card
 
 
 def test_a_report_says_that_photos_per_cell_are_not_known(imported: Path, home: Path) -> None:
@@ -131,8 +149,14 @@ def test_a_phase_starts_from_it(imported: Path, home: Path) -> None:
     assert float((moved - begun).abs().max()) < 0.01
     frozen = "model.semantic.visual.conv1.weight"
     assert torch.equal(trained["state_dict"][frozen], start["state_dict"][frozen])
-    other = run_command("train", *[a.replace("model=published", "model=clip_places365")
-                                   for a in arguments])  # fmt: skip
+    assert trained["geopak"]["model"]["framing"] == "squeeze"
+    other = run_command("train", *arguments, "model.framing=crop")
+    assert other.status == 2
+    assert "with another framing: squeeze instead of crop" in other.text
+    other = run_command(
+        "train", *[a.replace("model=published", "model=clip_places365") for a in arguments],
+        "model.framing=squeeze",
+    )  # fmt: skip
     assert other.status == 2
     assert "with another semantic" in other.text
 

@@ -27,10 +27,10 @@ from geopak.models.encoders import (
     SemanticEncoder,
     clip_visual_weights,
     download_clip,
-    read_weights,
     scene_weights,
 )
 from geopak.models.geolocator import Geolocator
+from geopak.models.weight_files import read_weights
 from geopak.options import plain
 from tests.conftest import make_cells
 

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torchvision import transforms
 from torchvision.models.resnet import Bottleneck, ResNet
 
 PROVINCES = (
@@ -81,6 +83,16 @@ def cell_metadata(
     return table.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
+class Projection(nn.Module):
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(self.norm(self.linear(x)))
+
+
 class GatedFusion(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -113,12 +125,8 @@ class DualEncoder(nn.Module):
         self.clip_model.vision_model = getattr(tower, "vision_model", tower)
         resnet = ResNet(Bottleneck, list(size.resnet))
         self.scene_encoder = nn.Sequential(*list(resnet.children())[:-1])
-        self.clip_projection = nn.Sequential(
-            nn.Linear(size.width, size.dim), nn.LayerNorm(size.dim), nn.GELU()
-        )
-        self.scene_projection = nn.Sequential(
-            nn.Linear(2048, size.dim), nn.LayerNorm(size.dim), nn.GELU()
-        )
+        self.clip_projection = Projection(size.width, size.dim)
+        self.scene_projection = Projection(2048, size.dim)
         self.fusion = GatedFusion(size.dim)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,12 +206,20 @@ class Published(nn.Module):
         size: widths.
         metadata: see :func:`cell_metadata`.
         local_to_global: whether the ids of each head's outputs are stored.
+        temperature: what the province logits are divided by.
     """
 
-    def __init__(self, size: Size, metadata: pd.DataFrame, local_to_global: bool = True) -> None:
+    def __init__(
+        self,
+        size: Size,
+        metadata: pd.DataFrame,
+        local_to_global: bool = True,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         cells = metadata.sort_values("cell_id").reset_index(drop=True)
         self.size = size
+        self.temperature = temperature
         self.encoder = DualEncoder(size)
         self.province_head = ProvinceHead(size)
         self.geocell_heads = nn.ModuleDict()
@@ -214,7 +230,7 @@ class Published(nn.Module):
             if local_to_global:
                 # In an order that nobody would guess.
                 self.ids[index] = self.ids[index][::-1]
-                self.register_buffer(f"local_to_global_{index}", torch.tensor(self.ids[index]))
+                self.register_buffer(f"local_to_global_map_{index}", torch.tensor(self.ids[index]))
         self.cell_embedding = nn.Embedding(len(cells), size.cell_embedding)
         self.province_embedding = nn.Embedding(len(PROVINCES), size.province_embedding)
         self.offset_head = OffsetHead(size)
@@ -248,7 +264,7 @@ class Published(nn.Module):
         fused_all, alpha = self.encoder(image)
         results = []
         for fused, gate in zip(fused_all, alpha, strict=True):
-            province_prob = self.province_head(fused).softmax(-1)
+            province_prob = (self.province_head(fused) / self.temperature).softmax(-1)
             hypotheses = []
             for province in province_prob.topk(2).indices.tolist():
                 head = self.geocell_heads[PROVINCES[province]]
@@ -301,9 +317,39 @@ def random_weights(model: Published, seed: int = 0, offset_deg: float = 0.3) -> 
     return model.eval()
 
 
+def training_checkpoint(model: Published) -> dict[str, Any]:
+    """The weights beside all that the published trainings keep with them."""
+    state = dict(model.state_dict())
+    # The other tower of CLIP is there too.
+    clip = "encoder.clip_model"
+    state[f"{clip}.logit_scale"] = torch.tensor(4.6)
+    state[f"{clip}.text_projection.weight"] = torch.zeros(4, 4)
+    state[f"{clip}.visual_projection.weight"] = torch.zeros(4, model.size.width)
+    state[f"{clip}.text_model.embeddings.token_embedding.weight"] = torch.zeros(7, 4)
+    return {
+        "epoch": 12,
+        "model_state_dict": state,
+        "optimizer_state_dict": torch.optim.AdamW(model.aux_head.parameters()).state_dict(),
+        "losses": {"total": 1.5, "province": 0.25},
+        "province_accuracy": {"Sindh": 91.5},
+        # Of np.median: a number of numpy's.
+        "median_error_km": np.median([2.5, 3.5]),
+        "best_val_error": np.float32(3.0),
+        "temperature": model.temperature,
+        "phase1_checkpoint": "phase1_best.pt",
+    }
+
+
+def photo_as_published(path: Path, size: int) -> Tensor:
+    """(3, size, size) in [0, 1]: a photo file as the published model is given it."""
+    with Image.open(path) as image:
+        squeezed = transforms.Resize((size, size))(image.convert("RGB"))
+    return transforms.ToTensor()(squeezed)
+
+
 def write(model: Published, metadata: pd.DataFrame, folder: Path) -> list[str]:
-    """Writes both published files, and returns the arguments that name them."""
-    torch.save(model.state_dict(), folder / "best_model.pth")
+    """Writes both published files as the trainings do, and returns the arguments that name them."""
+    torch.save(training_checkpoint(model), folder / "best_model.pth")
     metadata.to_csv(folder / "cell_metadata.csv", index=False)
     return [f"checkpoint={folder / 'best_model.pth'}", f"cells={folder / 'cell_metadata.csv'}"]
 

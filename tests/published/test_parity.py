@@ -25,6 +25,7 @@ from tests.published.restatement import (
     Size,
     cell_metadata,
     overrides,
+    photo_as_published,
     random_weights,
     write,
 )
@@ -48,7 +49,8 @@ def make_pair(folder: Path, size: Size, cells: tuple[int, ...], *arguments: str)
     torch.manual_seed(0)
     metadata = cell_metadata(cells)
     stored = "-without-ids" not in arguments
-    original = random_weights(Published(size, metadata, stored))
+    temperature = 2.5 if "-tempered" in arguments else 1.0
+    original = random_weights(Published(size, metadata, stored, temperature))
     files = write(original, metadata, folder)
     given = [a for a in arguments if not a.startswith("-")]
     out = folder / "imported.ckpt"
@@ -93,7 +95,10 @@ def check_everything(pair: Pair, num: int, clamp: bool) -> None:
     torch.testing.assert_close(output.fused, fused, atol=1e-4, rtol=0)
     torch.testing.assert_close(output.gate, gate, atol=1e-5, rtol=0)
     torch.testing.assert_close(
-        output.province_logits, original.province_head(fused), atol=1e-4, rtol=0
+        output.province_logits,
+        original.province_head(fused) / original.temperature,
+        atol=1e-4,
+        rtol=0,
     )
     torch.testing.assert_close(output.aux_latlon_deg, original.aux_head(fused), atol=1e-4, rtol=0)
     starts = pair.trained.cells.province_start(len(PROVINCES))
@@ -151,15 +156,52 @@ def test_without_stored_ids_cells_come_by_their_id(tmp_path: Path) -> None:
     check_everything(pair, 2, clamp=False)
 
 
-def test_a_photo_file_is_predicted_by_the_usual_predictor(pair: Pair, tmp_path: Path) -> None:
-    image = pictures(1, SMALL.image)
-    Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
-    result: Any = GeopakPredictor(pair.path, "cpu").predict(tmp_path / "photo.png")
-    (expected,) = pair.original.predict(image.float() / 255)
+@torch.no_grad()
+def test_the_checkpoint_says_its_temperature(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, SMALL, (3, 2, 2, 1, 2, 2, 2), "-tempered")
+    assert pair.trained.identity["province_temperature"] == 2.5
+    check_everything(pair, 3, clamp=False)
+
+
+# Not square, odd, large beside the model's square, and a JPEG that could be decoded smaller.
+@pytest.mark.parametrize("name", ["wide.png", "tall.png", "even.jpg", "camera.jpg"])
+def test_a_photo_file_is_predicted_by_the_usual_predictor(
+    pair: Pair, tmp_path: Path, name: str
+) -> None:
+    shape = {"wide": (41, 90), "tall": (75, 32), "even": (64, 128), "camera": (1200, 1600)}
+    height, width = shape[Path(name).stem]
+    picture = pictures(1, max(height, width))[0, :, :height, :width]
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name)
+    predictor = GeopakPredictor(pair.path, "cpu")
+    result: Any = predictor.predict(tmp_path / name)
+    (expected,) = pair.original.predict(photo_as_published(tmp_path / name, SMALL.image)[None])
     assert result["lat"] == pytest.approx(expected["lat"], abs=1e-4)
     assert result["lon"] == pytest.approx(expected["lon"], abs=1e-4)
     assert result["gate"] == pytest.approx(expected["gate"], abs=1e-4)
     assert result["province"] == PROVINCES[int(np.argmax(expected["province"]))]
+    # A list goes another way, and so does an open image.
+    with Image.open(tmp_path / name) as image:
+        for other in (*predictor.predict([tmp_path / name]), predictor.predict(image)):
+            assert other["lat"] == pytest.approx(expected["lat"], abs=1e-4)
+            assert other["lon"] == pytest.approx(expected["lon"], abs=1e-4)
+
+
+def test_a_heat_map_is_of_the_picture_that_the_model_saw(pair: Pair, tmp_path: Path) -> None:
+    pytest.importorskip("captum")
+    from geopak.why import explain
+
+    Image.fromarray(pictures(1, 90)[0, :, :41].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    seen = explain(pair.trained, tmp_path / "a.png", steps=2).image.float() / 255
+    assert torch.equal(seen, photo_as_published(tmp_path / "a.png", SMALL.image))
+
+
+def test_the_middle_of_a_photo_is_another_place(pair: Pair, tmp_path: Path) -> None:
+    """That the framing matters, and can be chosen at import."""
+    Image.fromarray(pictures(1, 90)[0, :, :41].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    whole: Any = GeopakPredictor(pair.path, "cpu").predict(tmp_path / "a.png")
+    cropping = make_pair(tmp_path, SMALL, FEW_CELLS, "model.framing=crop")
+    middle: Any = GeopakPredictor(cropping.path, "cpu").predict(tmp_path / "a.png")
+    assert abs(whole["lat"] - middle["lat"]) > 1e-3
 
 
 def test_the_mean_on_the_sphere_is_another_place(pair: Pair) -> None:

@@ -6,6 +6,8 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from geopak.cli import compose
 from geopak.errors import CheckpointError, GeopakError
 from geopak.geo.region import Region
 from geopak.import_geopak import import_geopak
+from geopak.models.weight_files import read_weights
 from geopak.options import plain
 from geopak.published.cells import COLUMN_NAMES, read_cell_metadata
 from geopak.published.weights import arrange
@@ -30,6 +33,7 @@ from tests.published.restatement import (
     cell_metadata,
     overrides,
     random_weights,
+    training_checkpoint,
 )
 
 CELLS = (4, 3, 2, 1, 2, 2, 2)
@@ -47,7 +51,7 @@ def published() -> Published:
     return random_weights(Published(SMALL, cell_metadata(CELLS)))
 
 
-def run(folder: Path, state: State, metadata: pd.DataFrame, *arguments: str) -> Path:
+def run(folder: Path, state: dict[str, Any], metadata: pd.DataFrame, *arguments: str) -> Path:
     torch.save(state, folder / "best_model.pth")
     metadata.to_csv(folder / "cell_metadata.csv", index=False)
     files = [
@@ -66,8 +70,8 @@ def test_its_keys_are_the_published_ones(published: Published) -> None:
         "encoder.clip_model.vision_model.post_layernorm.weight",
         "encoder.scene_encoder.0.weight",
         "encoder.scene_encoder.7.0.downsample.0.weight",
-        "encoder.clip_projection.0.weight",
-        "encoder.scene_projection.1.bias",
+        "encoder.clip_projection.linear.weight",
+        "encoder.scene_projection.norm.bias",
         "encoder.fusion.gate.weight",
         "province_head.linear_out.bias",
         "geocell_heads.Khyber Pakhtunkhwa.linear1.weight",
@@ -99,8 +103,8 @@ def _with(key: str, value: Tensor) -> Callable[[State], None]:
         (_without("cell_embedding.weight"), r"missing keys: cell_embedding\.weight"),
         (_without("encoder.fusion.gate.bias"), r"missing keys: encoder\.fusion\.gate\.bias"),
         (
-            _without("encoder.clip_projection.0.weight"),
-            r"missing keys: encoder\.clip_projection\.0\.weight",
+            _without("encoder.clip_projection.linear.weight"),
+            r"missing keys: encoder\.clip_projection\.\w+\.weight",
         ),
         (_with("gate_prior", torch.zeros(2)), "unexpected keys: gate_prior"),
         (
@@ -134,10 +138,10 @@ def _with(key: str, value: Tensor) -> Callable[[State], None]:
         (_with("cell_radii_km", torch.zeros(15)), r"cell_radii_km has 15 cells, .* has 16"),
         (_with("cell_province_ids", torch.zeros(16).long()), "The order of provinces is Sindh"),
         (
-            _with("local_to_global_3", torch.tensor([99])),
-            r"local_to_global_3 .*cell 99 is not among them",
+            _with("local_to_global_map_3", torch.tensor([99])),
+            r"local_to_global_map_3 .*cell 99 is not among them",
         ),
-        (_with("local_to_global_9", torch.tensor([1])), "names no province"),
+        (_with("local_to_global_map_9", torch.tensor([1])), "names no province"),
         (
             _with("cell_embedding.weight", torch.zeros(20, 8)),
             r"cell_embedding has 20 cells, but cell_metadata\.csv has 16",
@@ -176,8 +180,10 @@ def test_nothing_but_tensors_is_unpickled(published: Published, tmp_path: Path) 
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "made"),)
 
-    with pytest.raises(CheckpointError, match=r"best_model\.pth cannot be read as model weights"):
-        run(tmp_path, {**published.state_dict(), "x": Harmful()}, cell_metadata(CELLS))
+    refused = r"best_model\.pth cannot be read as model weights: it holds posix\.mkdir.*run code"
+    for state in ({**published.state_dict(), "x": Harmful()}, {"epoch": Harmful()}):
+        with pytest.raises(CheckpointError, match=refused):
+            run(tmp_path, state, cell_metadata(CELLS))
     assert not (tmp_path / "made").exists()
     # The trap is one.
     pickle.loads(pickle.dumps(Harmful()))
@@ -199,6 +205,33 @@ def test_a_trainings_checkpoint_and_ways_of_saving_are_understood(
     assert all(v.dtype == torch.float32 for v in weights.values() if v.is_floating_point())
     gate = state["encoder.fusion.gate.weight"].half().float()
     assert torch.equal(weights["model.fusion.gate.weight"], gate)
+
+
+def test_numbers_of_numpy_beside_the_weights_are_numbers(
+    published: Published, tmp_path: Path
+) -> None:
+    whole = training_checkpoint(published)
+    for number in (np.float16(1), np.int64(3), np.bool_(True), np.float64("nan")):
+        run(tmp_path, {**whole, "median_error_km": number}, cell_metadata(CELLS), "overwrite=true")
+    # As numpy 1 called them.
+    with ZipFile(tmp_path / "best_model.pth") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (pickled,) = (name for name in files if name.endswith("data.pkl"))
+    assert b"numpy._core" in files[pickled]
+    files[pickled] = files[pickled].replace(b"numpy._core", b"numpy.core")
+    with ZipFile(tmp_path / "best_model.pth", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    assert len(read_weights(tmp_path / "best_model.pth")) == len(whole["model_state_dict"])
+
+
+@pytest.mark.parametrize("stored", [0.0, -1.0, float("nan"), float("inf"), "warm", [1.0]])
+def test_a_temperature_that_is_none_is_refused(
+    published: Published, tmp_path: Path, stored: object
+) -> None:
+    whole = {**training_checkpoint(published), "temperature": stored}
+    with pytest.raises(CheckpointError, match=r"best_model\.pth: temperature=.* is not a positive"):
+        run(tmp_path, whole, cell_metadata(CELLS))
 
 
 def test_stored_channel_statistics_must_be_the_encoders(

@@ -44,6 +44,7 @@ from geopak.data.shards import (
 from geopak.errors import CheckpointError, ConfigError
 from geopak.geo.region import Region
 from geopak.schema.loading import LoadingOptions
+from geopak.schema.model import CROP
 from geopak.types import Batch
 
 
@@ -58,6 +59,7 @@ class GeopakDataModule(L.LightningDataModule):
         world_size: number of processes that share the photos.
         limit_train_batches: batches of an epoch at the most, or a share of them as a float;
             ``None``: all. Not the trainer's, so that sampler, schedule and resuming agree.
+        framing: how photos become squares, see :func:`geopak.data.images.load_image`.
 
     Raises:
         ConfigError: batches, quotas or a limit that cannot be.
@@ -71,6 +73,7 @@ class GeopakDataModule(L.LightningDataModule):
         image_size: int,
         world_size: int = 1,
         limit_train_batches: int | float | None = None,
+        framing: str = CROP,
     ) -> None:
         super().__init__()
         limit = limit_train_batches
@@ -84,6 +87,7 @@ class GeopakDataModule(L.LightningDataModule):
         self.prepared = prepared
         self.options = options
         self.image_size = image_size
+        self.framing = framing
         self.augmenter = Augmenter(image_size, options.augmentation, options.allow_unsafe)
         self.train_rows = prepared.rows("train")
         self.val_rows = prepared.rows("val")
@@ -159,9 +163,18 @@ class GeopakDataModule(L.LightningDataModule):
         if self.index is not None:
             o, rank = self.options, self._rank()[0]
             self.datasets["train"] = ShardBatches(
-                self.prepared, self.index, self.quotas, train_size, o.seed, rank, o.shard_group
+                self.prepared,
+                self.index,
+                self.quotas,
+                train_size,
+                o.seed,
+                rank,
+                o.shard_group,
+                self.framing,
             )
-            self.datasets["val"] = ShardPhotos(self.prepared, self.index, "val", self.image_size)
+            self.datasets["val"] = ShardPhotos(
+                self.prepared, self.index, "val", self.image_size, self.framing
+            )
             return
         o = self.options
         plain = Pictures(self.image_size)
@@ -191,7 +204,7 @@ class GeopakDataModule(L.LightningDataModule):
         self, split: str, rows: NDArray[np.int64], pictures: Pictures
     ) -> FeatureDataset:
         o = self.options
-        dataset = PhotoDataset(self.prepared, pictures.load_size)
+        dataset = PhotoDataset(self.prepared, pictures.load_size, framing=self.framing)
         features = cached_features(
             self._encoding(),
             dataset,
@@ -233,7 +246,11 @@ class GeopakDataModule(L.LightningDataModule):
         fits = len(rows) * 3 * size * size <= self.options.memory_cache_gb * 1e9
         cached = choice == "true" or (choice == "auto" and fits)
         return PhotoDataset(
-            self.prepared, size, rows if cached else None, num_threads=torch.get_num_threads()
+            self.prepared,
+            size,
+            rows if cached else None,
+            num_threads=torch.get_num_threads(),
+            framing=self.framing,
         )
 
     def _rank(self) -> tuple[int, int]:

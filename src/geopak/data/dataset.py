@@ -18,6 +18,7 @@ from geopak.data.images import load_image, stack_images
 from geopak.errors import PreparedSetError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
+from geopak.schema.model import CROP
 from geopak.types import Batch
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,7 @@ class PhotoDataset(Dataset[Batch]):
         size: side of the square images, pixels.
         cached_rows: rows to decode once and keep in memory as uint8.
         num_threads: threads that fill the cache.
+        framing: how photos become squares, see :func:`geopak.data.images.load_image`.
     """
 
     def __init__(
@@ -154,8 +156,10 @@ class PhotoDataset(Dataset[Batch]):
         size: int,
         cached_rows: NDArray[np.int64] | None = None,
         num_threads: int = 1,
+        framing: str = CROP,
     ) -> None:
         self.size = size
+        self.framing = framing
         self.paths = [str(prepared.root / p) for p in prepared.photos["path"]]
         self.truth = Truth(prepared.photos)
         self.cache: Tensor | None = None
@@ -163,7 +167,9 @@ class PhotoDataset(Dataset[Batch]):
             self.position = torch.full((len(self.truth),), -1, dtype=torch.long)
             self.position[torch.tensor(cached_rows)] = torch.arange(len(cached_rows))
             with ThreadPoolExecutor(max(1, num_threads)) as pool:
-                images = pool.map(lambda row: load_image(self.paths[row], size), cached_rows)
+                images = pool.map(
+                    lambda row: load_image(self.paths[row], size, framing), cached_rows
+                )
                 self.cache = stack_images(images, len(cached_rows), size)
 
     def __len__(self) -> int:
@@ -177,7 +183,7 @@ class PhotoDataset(Dataset[Batch]):
                 raise IndexError(f"Rows {row[position < 0].tolist()} are not in the memory cache.")
             image = self.cache.permute(0, 2, 3, 1)[position].permute(0, 3, 1, 2)
         else:
-            images = (load_image(self.paths[r], self.size) for r in row.tolist())
+            images = (load_image(self.paths[r], self.size, self.framing) for r in row.tolist())
             image = stack_images(images, len(row), self.size)
         batch = self.truth.batch(row)
         batch["image"] = image

@@ -187,7 +187,7 @@ def cached_features(
         "precision": encoding.precision,
         "device": encoding.device.type,
         "matmul": torch.get_float32_matmul_precision(),
-        "pictures": pictures.describe(),
+        "pictures": pictures.describe() | {"framing": dataset.framing},
         "photos": hashlib.sha256(distinct.tobytes()).hexdigest(),
         "dtype": dtype,
         "code": _code_sha256(),

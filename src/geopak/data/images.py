@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from geopak.data.photo_facts import IMAGE_SUFFIXES
-from geopak.errors import PhotoError
+from geopak.errors import ConfigError, PhotoError, nearest_name
+from geopak.schema.model import CROP, FRAMINGS, SQUEEZE
 
 _JPEG = b"\xff\xd8\xff"
 # Kinds of colour, by simplejpeg's names, that are decoded without Pillow.
@@ -41,38 +42,51 @@ _STRIP_ROWS = 64
 Photo = str | Path | Image.Image | NDArray[Any] | bytes | BinaryIO
 
 
-def load_image(source: Photo, size: int) -> Tensor:
-    """Any image as the model sees it: upright, RGB, shorter side resized, centre-cropped.
+def load_image(source: Photo, size: int, framing: str = CROP) -> Tensor:
+    """Any image as the model sees it: upright, in RGB, a square.
+
+    ``crop`` takes the square in the middle. Large JPEGs are decoded at a reduced scale, which
+    changes their pixels by a shade. ``squeeze`` takes the whole photo as the published model does,
+    decoded in full and resized by Pillow: its very pixels.
 
     Args:
         source: a file path, a file open in binary mode, the bytes of one, a PIL image, or an array
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, uint16, or float in [0, 1].
         size: side of the square, pixels.
+        framing: one of :data:`geopak.schema.model.FRAMINGS`.
 
     Returns:
         (3, size, size) uint8, in memory pixel after pixel.
 
     Raises:
+        ConfigError: an unknown framing.
         PhotoError: missing, not an image, truncated, or an array of another shape or type.
     """
+    if framing not in FRAMINGS:
+        raise ConfigError(
+            f"framing={framing!r} is unknown.{nearest_name(framing, FRAMINGS)} "
+            f"Known: {', '.join(FRAMINGS)}."
+        )
     if isinstance(source, np.ndarray):
-        return _square(_image_of_array(source), size)
+        return _square(_image_of_array(source), size, framing)
     try:
         # PIL decodes late: an image that is open already can still turn out to be truncated.
         if isinstance(source, Image.Image):
             undecoded = _undecoded(source)
             if undecoded is None:
-                return _square(source, size)
+                return _square(source, size, framing)
             content = undecoded
         else:
             content = _content(source)
-        square = _decode_jpeg(content, size) if content.startswith(_JPEG) else None
-        if square is not None:
-            return square
+        if framing == CROP and content.startswith(_JPEG):
+            square = _decode_jpeg(content, size)
+            if square is not None:
+                return square
         with Image.open(io.BytesIO(content)) as image:
-            # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; it stays at least as large as needed.
-            image.draft("RGB", (size, size))
-            return _square(image, size)
+            if framing == CROP:
+                # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; it stays as large as needed.
+                image.draft("RGB", (size, size))
+            return _square(image, size, framing)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise PhotoError(f"No photo at {name_of(source)}.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -262,8 +276,11 @@ def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
         place += 2 + length
 
 
-def _square(image: Image.Image, size: int) -> Tensor:
-    return _fit(torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1), size)
+def _square(image: Image.Image, size: int, framing: str) -> Tensor:
+    upright = upright_rgb(image)
+    if framing == SQUEEZE:
+        upright = upright.resize((size, size), Image.Resampling.BILINEAR)
+    return _fit(torch.from_numpy(np.array(upright)).permute(2, 0, 1), size)
 
 
 def _fit(image: Tensor, size: int) -> Tensor:

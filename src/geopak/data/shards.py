@@ -37,6 +37,7 @@ from geopak.data.manifest import table_sha256
 from geopak.data.sampler import EpochSampler
 from geopak.errors import ConfigError, PhotoError, PreparedSetError
 from geopak.geo.region import Region
+from geopak.schema.model import CROP
 from geopak.types import Batch
 
 INDEX_NAME = "index.json"
@@ -340,6 +341,7 @@ class ShardBatches(Dataset[Batch]):
         size: side of the square images, pixels.
         seed, rank: of the stream.
         group: shards of a province that are held in memory at a time, as undecoded bytes.
+        framing: how photos become squares, see :func:`geopak.data.images.load_image`.
     """
 
     def __init__(
@@ -351,11 +353,13 @@ class ShardBatches(Dataset[Batch]):
         seed: int,
         rank: int = 0,
         group: int = 2,
+        framing: str = CROP,
     ) -> None:
         self.truth = Truth(prepared.photos)
         self.index = index
         self.quotas = [int(quota) for quota in quotas]
         self.size = size
+        self.framing = framing
         self.seed = seed
         self.rank = rank
         self.group = group
@@ -385,7 +389,7 @@ class ShardBatches(Dataset[Batch]):
         ]
         rng = np.random.default_rng([self.seed, epoch, self.rank, lane, len(self.quotas), turn, 0])
         taken = [taken[i] for i in rng.permutation(len(taken))]
-        batch = _decoded(taken, self.truth, self.size, self._describe)
+        batch = _decoded(taken, self.truth, self.size, self.framing, self._describe)
         self._at = (epoch, workers, number + workers)
         return batch
 
@@ -431,12 +435,15 @@ class ShardPhotos(Dataset[Batch]):
         index: the shards.
         split: ``val`` or ``test``.
         size: side of the square images, pixels.
+        framing: how photos become squares, see :func:`geopak.data.images.load_image`.
 
     Raises:
         PreparedSetError: the index has another number of photos in the split than the table.
     """
 
-    def __init__(self, prepared: PreparedSet, index: ShardIndex, split: str, size: int) -> None:
+    def __init__(
+        self, prepared: PreparedSet, index: ShardIndex, split: str, size: int, framing: str = CROP
+    ) -> None:
         if split not in HELD_OUT:
             raise PreparedSetError(
                 f"split={split}: shards have the photos of {' and '.join(HELD_OUT)} in order, but "
@@ -447,6 +454,7 @@ class ShardPhotos(Dataset[Batch]):
         self.shards = index.held_out[split]
         self.rows = prepared.rows(split)
         self.size = size
+        self.framing = framing
         # (number of shards,) position in ``rows`` where each one ends.
         self._ends = np.cumsum([shard.photos for shard in self.shards])
         if not len(self.shards) or self._ends[-1] != len(self.rows):
@@ -480,7 +488,7 @@ class ShardPhotos(Dataset[Batch]):
                     )
                 found[row] = held[row]
         taken = [found[row] for row in asked.tolist()]
-        return _decoded(taken, self.truth, self.size, self._describe)
+        return _decoded(taken, self.truth, self.size, self.framing, self._describe)
 
     def _shard(self, number: int) -> dict[int, Sample]:
         if self._held[0] != number:
@@ -556,7 +564,11 @@ class _Describer:
 
 
 def _decoded(
-    samples: Sequence[Sample], truth: Truth, size: int, describe: Callable[[Sample], str]
+    samples: Sequence[Sample],
+    truth: Truth,
+    size: int,
+    framing: str,
+    describe: Callable[[Sample], str],
 ) -> Batch:
     """Photos with their truth.
 
@@ -572,7 +584,7 @@ def _decoded(
                 f"{len(truth):,} rows. Make the shards again: {COMMAND} root=FOLDER."
             )
         try:
-            images.append(load_image(sample.data, size))
+            images.append(load_image(sample.data, size, framing))
         except PhotoError as error:
             raise PhotoError(
                 f"Cannot read {describe(sample)}: {error} Copy the shard again from where it was "

@@ -19,9 +19,8 @@ from geopak.results import Answer, Prediction
 
 TOLERANCE = 1e-4
 _BATCH = 16
-# Of random photos, relative to the model's square. The middle of the first few is that of a pixel,
-# so that their squares are those of the predictor to the bit.
-_SIZES = ((1, 1), (2, 2), (1, 2), (3, 2))
+# Of random photos, relative to the model's square; the last as large beside it as a camera's.
+_SIZES = ((1, 1), (2, 2), (1, 2), (3, 2), (9, 7))
 Arrays = dict[str, NDArray[Any]]
 Pixels = NDArray[np.uint8]
 
@@ -52,12 +51,12 @@ class Session:
         """(B, H, W, 3) -> the outputs by name."""
         return dict(zip(self.outputs, self._session.run(None, {INPUT: image}), strict=True))
 
-    def squares(self, photos: Sequence[Any], size: int) -> Arrays:
+    def squares(self, photos: Sequence[Any], size: int, framing: str) -> Arrays:
         """The outputs for photos of any kind that :func:`geopak.data.images.load_image` reads."""
         parts = []
         for start in range(0, len(photos), _BATCH):
-            loaded = [load_image(p, size).permute(1, 2, 0) for p in photos[start : start + _BATCH]]
-            parts.append(self(np.stack([image.numpy() for image in loaded])))
+            loaded = [load_image(p, size, framing) for p in photos[start : start + _BATCH]]
+            parts.append(self(np.stack([image.permute(1, 2, 0).numpy() for image in loaded])))
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
 
@@ -133,8 +132,10 @@ def random_photos(num: int, size: int, seed: int) -> list[Pixels]:
     rng = np.random.default_rng(seed)
     photos = []
     for k in range(num):
-        rows, columns = _SIZES[k // 2 % len(_SIZES)]
-        shape = (size * rows, size * columns)
+        rounds, chosen = divmod(k // 2, len(_SIZES))
+        rows, columns = _SIZES[chosen]
+        # Every other time a row less, whose middle lies between two pixels.
+        shape = (size * rows - rounds % 2, size * columns)
         coarse = rng.integers(0, 256, (rng.integers(2, 9), rng.integers(2, 9), 3))
         picked = [np.arange(n) * coarse.shape[axis] // n for axis, n in enumerate(shape)]
         noise = rng.normal(0, rng.uniform(0, 40), (*shape, 3))
@@ -227,7 +228,8 @@ def cost(
         ``within_25km_before``, ``within_25km_after``.
     """
     want = [_prediction(a) for a in predictor.predict(list(photos))]
-    got = session.squares(photos, predictor.trained.model.image_size)
+    model = predictor.trained.model
+    got = session.squares(photos, model.image_size, model.framing)
     names = predictor.trained.region.names
     before = np.array([(a.lat, a.lon) for a in want])
     after = got["latlon_deg"].astype(float)

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from geopak.conformal import cells_within, mass_before
 from geopak.errors import ExportError
 from geopak.exporting.square import square_of
 from geopak.models.decode import decode, joint_log_prob
+from geopak.schema.model import CROP, SQUEEZE
 from geopak.schema.training import DecodingOptions
 from geopak.trained import Trained
 
@@ -47,6 +48,11 @@ _REGION_OUTPUTS = ("cell_in_region", "region_area_km2")
 _ENCODERS = ("semantic", "scene")
 # Numbers of a tensor from which on its size matters.
 _LEAST_HALVED = 256
+_LONGEST_REASON = 300
+_FRAMED = {
+    CROP: "the middle square is cut out and resized within",
+    SQUEEZE: "the whole is squeezed into a square within",
+}
 
 
 class PhotoToPlace(nn.Module):
@@ -103,7 +109,7 @@ class PhotoToPlace(nn.Module):
             and with regions ``cell_in_region`` (B, N) bool and ``region_area_km2`` (B,).
         """
         model, calibration, rule = self.model, self.calibration, self.decoding.rule
-        square = square_of(image, model.image_size) / 255
+        square = square_of(image, model.image_size, model.framing) / 255
         output = model.heads(model.embed(square, model.fused_encoders))
         if calibration is not None:
             output = calibrated(output, calibration)
@@ -163,28 +169,7 @@ def write_onnx(
     size = trained.model.image_size
     example = torch.zeros(2, size + 4, size + 6, 3, dtype=torch.uint8)
     dynamic = {0: "batch", 1: "height", 2: "width"}
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(module.outputs),
-                dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
-                custom_translation_table=_translations(),
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ExportError(
-            f"This version of PyTorch ({torch.__version__}) cannot export the model: {reason}"
-        ) from error
-    assert program is not None
-    proto = program.model_proto
-    for axis, name in dynamic.items():
-        _rename_dimension(proto, axis, name)
+    proto = traced_graph(module, example, INPUT, module.outputs, dynamic)
     if precision == "float16":
         _halve(proto)
     elif precision == "int8":
@@ -199,6 +184,78 @@ def write_onnx(
     except (OSError, ValueError) as error:
         raise ExportError(f"Cannot write {path}: {str(error).partition(chr(10))[0]}") from error
     return module
+
+
+def traced_graph(
+    module: nn.Module,
+    example: Tensor,
+    input_name: str,
+    outputs: Sequence[str],
+    dynamic: Mapping[int, str],
+) -> Any:
+    """The ONNX model of a module of one input.
+
+    Args:
+        module: in eval mode.
+        example: input; no dynamic axis of length 0 or 1, which would be taken for a constant.
+        input_name, outputs: names in the model.
+        dynamic: axis of the input -> name of its length, which is free.
+
+    Returns:
+        An ``onnx.ModelProto``.
+
+    Raises:
+        ExportError: PyTorch cannot export the module; with its reason.
+    """
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[input_name],
+                output_names=list(outputs),
+                dynamic_shapes=(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),),
+                custom_translation_table=_translations(),
+                verbose=False,
+                optimize=False,
+            )
+            assert program is not None
+            _keep_small_terms(program.model)
+            program.optimize()
+            # Of outputs that are equal the optimiser keeps one name.
+            for value, name in zip(program.model.graph.outputs, outputs, strict=True):
+                value.name = name
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:_LONGEST_REASON]
+        raise ExportError(
+            f"PyTorch {torch.__version__} cannot export this model to ONNX: {reason}. "
+            "format=safetensors takes any model."
+        ) from error
+    proto = program.model_proto
+    for axis, name in dynamic.items():
+        _rename_dimension(proto, input_name, axis, name)
+    return proto
+
+
+def _keep_small_terms(model: Any) -> None:
+    """Writes ``x + constant`` as a ``Sum`` of both, as far as it is of floats.
+
+    The exporter's optimiser takes constants below 1e-8 for 0 and drops their ``Add``: those that
+    keep a root or a quotient finite at 0 are smaller.
+    """
+    import onnx_ir as ir
+
+    floats = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    for node in model.graph:
+        made_by = [value.producer() for value in node.inputs if value is not None]
+        constant = any(other is not None and other.op_type == "Constant" for other in made_by)
+        if node.op_type == "Add" and constant and node.inputs[0].dtype in floats:
+            node.op_type = "Sum"
 
 
 def require_onnx() -> None:
@@ -217,10 +274,10 @@ def require_onnx() -> None:
         )
 
 
-def _rename_dimension(proto: Any, axis: int, name: str) -> None:
+def _rename_dimension(proto: Any, input_name: str, axis: int, name: str) -> None:
     """Gives a free dimension of the input a name that says what it is, wherever it occurs."""
-    (image,) = [value for value in proto.graph.input if value.name == INPUT]
-    before = image.type.tensor_type.shape.dim[axis].dim_param
+    (given,) = [value for value in proto.graph.input if value.name == input_name]
+    before = given.type.tensor_type.shape.dim[axis].dim_param
     values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
     for value in values:
         for dim in value.type.tensor_type.shape.dim:
@@ -242,10 +299,11 @@ def _description(
         "model": trained.config["model"]["name"],
         "region": trained.region.title,
         "phase": trained.phase["index"],
-        "input": "image: (batch, height, width, 3) uint8, upright RGB pixels of any size; the "
-        "middle square is cut out and resized within. Decoding files, EXIF orientation and other "
-        "colours are left to the caller.",
+        "input": "image: (batch, height, width, 3) uint8, upright RGB pixels of any size; "
+        f"{_FRAMED[module.model.framing]}. Decoding files, EXIF orientation and other colours are "
+        "left to the caller.",
         "image_size": module.model.image_size,
+        "framing": module.model.framing,
         "precision": precision,
         "rule": module.decoding.rule,
         "confidence_km": module.decoding.confidence_km,
@@ -316,8 +374,9 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         zero, half_turn = op.Constant(value_float=0.0), op.Constant(value_float=3.14159265358979)
         turn = op.Where(op.Less(y, zero), op.Neg(half_turn), half_turn)
         angle = op.Add(op.Atan(op.Div(y, x)), op.Where(op.Less(x, zero), turn, zero))
-        # 0/0: as PyTorch has it.
-        angle = op.Where(op.IsNaN(angle), zero, angle)
+        # 0/0: as PyTorch has it. NaN stays.
+        nowhere = op.And(op.Equal(y, zero), op.Equal(x, zero))
+        angle = op.Where(nowhere, zero, angle)
         return refined(angle, self, other) if is_double else angle
 
     def stable_sort(

@@ -117,9 +117,12 @@ def decode_max_within_km(points_deg: Tensor, probability: Tensor, within_km: flo
     """
     near = _pairwise_km(points_deg) <= within_km
     mass = (near * probability.unsqueeze(-2)).sum(-1)
-    best = (mass + 1e-6 * probability).argmax(-1)
+    # Discs of the same hypotheses hold the same, but for what rounding makes of it.
+    ties = mass >= mass.amax(-1, keepdim=True) - 1e-6
+    best = torch.where(ties, probability, -1.0).argmax(-1)
     center = _take(points_deg, best)
-    members = near[torch.arange(len(best), device=best.device), best]
+    # Not by numbering the photos: a traced graph would keep how many they were.
+    members = near.gather(1, best.view(-1, 1, 1).expand(-1, 1, near.shape[-1])).squeeze(1)
     weights = probability * members
     mean = spherical_mean(points_deg, weights.clamp_min(1e-30))
     reaches = haversine_km(mean.unsqueeze(1), points_deg) <= within_km

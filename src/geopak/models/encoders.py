@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 import timm
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from geopak.errors import CheckpointError, ConfigError, nearest_name
+from geopak.models.weight_files import check_fit, read_weights
 from geopak.schema.model import check_patches
 
 # Parts of a full CLIP checkpoint beside its visual tower.
@@ -104,27 +102,17 @@ class Encoder(nn.Module):
         # count is not used at a fixed momentum.
         counters = {k: v for k, v in own.items() if k.endswith(".num_batches_tracked")}
         state = {**counters, **state}
-        missing = sorted(own.keys() - state.keys())
-        unexpected = sorted(state.keys() - own.keys())
-        shapes = sorted(
-            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-            for k in own.keys() & state.keys()
-            if state[k].shape != own[k].shape
+        check_fit(
+            f"{source} does not hold the weights of this {type(self).__name__}",
+            missing=sorted(own.keys() - state.keys()),
+            unexpected=sorted(state.keys() - own.keys()),
+            shapes=sorted(
+                f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+                for k in own.keys() & state.keys()
+                if state[k].shape != own[k].shape
+            ),
+            remedy="Choose the file and the model that belong together.",
         )
-        problems = [
-            f"{what}: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
-            for what, keys in (
-                ("missing keys", missing),
-                ("unexpected keys", unexpected),
-                ("wrong shapes", shapes),
-            )
-            if keys
-        ]
-        if problems:
-            raise CheckpointError(
-                f"{source} does not hold the weights of this {type(self).__name__}: "
-                f"{'; '.join(problems)}. Choose the file and the model that belong together."
-            )
         body.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
 
     def body(self) -> nn.Module:
@@ -284,54 +272,6 @@ class SceneEncoder(Encoder):
 
     def body(self) -> nn.Module:
         return self.network
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a file: safetensors, a PyTorch state dict, or a TorchScript archive.
-
-    A state dict may be in a training's checkpoint, as its ``state_dict`` or ``model_state_dict``.
-
-    Nothing but tensors and plain containers is unpickled.
-
-    Raises:
-        CheckpointError: missing file, or none of these formats.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"No weight file at {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if _is_torchscript(path):
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:  # pickle raises its own, unrelated classes
-        if type(error).__module__ not in ("pickle", "_pickle"):
-            raise
-        raise _unreadable(path, error) from error
-    for name in ("state_dict", "model_state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise CheckpointError(f"{path} holds no state dict of tensors.")
-    return {k.removeprefix("module."): v for k, v in loaded.items()}
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CheckpointError(
-        f"{path} cannot be read as model weights ({first_line}). Expected safetensors or a "
-        "PyTorch state dict; download it again if it should be one."
-    )
 
 
 def clip_visual_weights(path: str | Path) -> dict[str, Tensor]:

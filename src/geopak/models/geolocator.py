@@ -26,7 +26,7 @@ from geopak.models.heads import (
     ProvinceHead,
     clamped_offset_deg,
 )
-from geopak.schema.model import HeadSizes, check_bounded
+from geopak.schema.model import CROP, FRAMINGS, HeadSizes, check_bounded
 from geopak.types import ModelOutput
 
 EMBEDDING_STD = 0.01
@@ -55,6 +55,8 @@ class Geolocator(nn.Module):
             ``none``: every position is its cell's center.
         offset_bounded: ``always``, or in ``training`` alone.
         auxiliary_output: relative to the ``region``, or plain ``degrees``.
+        framing: how photos become the square, one of :data:`geopak.schema.model.FRAMINGS`; the
+            model itself sees none but squares.
 
     Raises:
         ConfigError: a choice that there is not.
@@ -78,9 +80,11 @@ class Geolocator(nn.Module):
         offset_bound: str = "smooth",
         offset_bounded: str = "always",
         auxiliary_output: str = "region",
+        framing: str = CROP,
     ) -> None:
         super().__init__()
         for key, choice, known in (
+            ("model.framing", framing, FRAMINGS),
             ("model.fusion.kind", fusion, tuple(FUSED_ENCODERS)),
             ("model.cell_heads", cell_heads, CELL_HEADS),
             ("model.offset.bound", offset_bound, (*OFFSET_BOUNDS, DEGREES, NO_OFFSET)),
@@ -94,6 +98,7 @@ class Geolocator(nn.Module):
                 )
         check_bounded(offset_bound, offset_bounded)
         self.image_size = image_size
+        self.framing = framing
         self.semantic = semantic
         self.scene = scene
         self.fused_encoders = FUSED_ENCODERS[fusion]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transform
 
 from geopak.errors import CheckpointError, ConfigError
-from geopak.models.encoders import Encoder, read_weights
+from geopak.models.encoders import Encoder
+from geopak.models.weight_files import read_weights
 from geopak.schema.preparation import IndoorSettings
 
 NUM_CLASSES = 365

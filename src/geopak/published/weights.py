@@ -6,9 +6,11 @@ each other. What a checkpoint lacks, and what it has beyond that, is told by its
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from geopak.errors import CheckpointError
 from geopak.geo.cells import CellTable
 from geopak.geo.region import Region
 from geopak.models.geolocator import Geolocator
+from geopak.models.weight_files import check_fit, listed
 from geopak.published.cells import CellMetadata
 
 _VISION = "encoder.clip_model.vision_model"
@@ -63,7 +66,6 @@ _UNUSED = re.compile(
 )
 _CENTER_TOLERANCE_DEG = 1e-4
 _RADIUS_TOLERANCE_KM = 1e-3
-_SHOWN = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,29 @@ def arrange(
     return Layout(order, position[order], tuple(head_names), frozenset(buffers))
 
 
+def province_temperature(beside: Mapping[str, Any], configured: float, source: str) -> float:
+    """What the province logits are divided by: the published trainings keep it with the weights.
+
+    Args:
+        beside: what the checkpoint holds beside its weights.
+        configured: of a checkpoint that does not say.
+        source: name of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: no temperature.
+    """
+    stored = beside.get("temperature")
+    if stored is None:
+        return configured
+    try:
+        temperature = float(stored)
+    except (TypeError, ValueError, RuntimeError):
+        temperature = math.nan
+    if not 0 < temperature < math.inf:
+        raise CheckpointError(f"{source}: temperature={stored} is not a positive number.")
+    return temperature
+
+
 def load_published(
     model: Geolocator, state: Mapping[str, Tensor], layout: Layout, source: str
 ) -> list[str]:
@@ -177,21 +202,14 @@ def load_published(
     # Without it the class token is taken before this norm.
     unused = [k for k in rest if _UNUSED.match(k) or k.startswith(f"{_VISION}.post_layernorm.")]
     unexpected = sorted(set(rest) - set(unused))
-    problems = [
-        f"{what}: {_listed(keys)}"
-        for what, keys in (
-            ("missing keys", missing),
-            ("unexpected keys", unexpected),
-            ("wrong shapes", shapes),
-        )
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not hold the weights of this model: {'; '.join(problems)}. If it is "
-            "one of the published kind with other encoders or widths, describe them with "
-            "model.semantic.shape.*, model.scene.shape.* and model.sizes.*."
-        )
+    check_fit(
+        f"{source} does not hold the weights of this model",
+        missing,
+        unexpected,
+        shapes,
+        "If it is one of the published kind with other encoders or widths, describe them with "
+        "model.semantic.shape.*, model.scene.shape.* and model.sizes.*.",
+    )
     model.load_state_dict(found)
     return unused
 
@@ -220,11 +238,6 @@ def _check_statistics(model: Geolocator, state: Mapping[str, Tensor], source: st
                 )
         checked.add(key)
     return checked
-
-
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more
 
 
 def _sources(name: str, state: Mapping[str, Tensor], layout: Layout) -> list[str]:
@@ -280,7 +293,7 @@ def _head_names(state: Mapping[str, Tensor], region: Region, source: str) -> lis
         groups = sorted({key.partition(".")[0] for key in state})
         raise CheckpointError(
             f"{source} is no checkpoint of the published classes: it has no {_HEADS}*. It holds "
-            f"{_listed(groups)}."
+            f"{listed(groups)}."
         )
     found: dict[int, str] = {}
     for name in names:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geopak.errors import ExportError
+from geopak.schema.model import CROP, SQUEEZE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 3
 _MOST_SOURCES = 12
+_SEEN = {CROP: "the middle square", SQUEEZE: "the whole photo, squeezed into a square"}
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
@@ -105,7 +107,8 @@ def model_card(
             f"{identity['model']['scene']['shape']['architecture']}"
             + (", pretrained on scenes" if pretrained else ", trained from random weights"),
         ),
-        ("picture", f"the middle square, {identity['model']['image_size']} px"),
+        ("picture", f"{_SEEN[identity['model'].get('framing', CROP)]}, "
+         f"{identity['model']['image_size']} px"),
         ("made by", f"geopak {identity['version']}, phase {phase['index']} ({phase['title']}), "
          f"seed {config.get('seed')}"),
         ("train photos", f"{total:,}"),

@@ -8,6 +8,10 @@ from typing import Annotated, Literal
 from geopak.errors import ConfigError
 from geopak.options import Count, NotNegative, Positive, Range
 
+# How a photo that is not square becomes one.
+CROP, SQUEEZE = "crop", "squeeze"
+FRAMINGS = (CROP, SQUEEZE)
+
 Channels = tuple[float, float, float]
 Deviations = tuple[Positive, Positive, Positive]
 
@@ -153,6 +157,8 @@ class ModelOptions:
     Attributes:
         name: for people.
         image_size: side of the square input, pixels.
+        framing: the square that a photo is seen as: ``crop``: the one in its middle; ``squeeze``:
+            all of it, narrowed along its longer side.
         pretrained: whether the encoders start from their pretrained weights.
         semantic, scene: the encoders.
         lr: rates at which they adapt in phase 2.
@@ -164,6 +170,7 @@ class ModelOptions:
 
     name: str
     image_size: Count
+    framing: Literal["crop", "squeeze"]
     pretrained: bool | None
     semantic: SemanticOptions
     scene: SceneOptions
