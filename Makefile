@@ -30,7 +30,7 @@ demo: setup ## the whole method on rendered photos, in minutes
 
 # Two processes with two threads each would be many times slower than with one.
 test: setup ## the tests, without those marked slow or gpu
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 bench: setup ## measure: benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.gather
@@ -38,7 +38,7 @@ bench: setup ## measure: benchmarks/RESULTS.md
 check: setup lint ## lint, types, layers, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -453,7 +453,9 @@ def test_no_calibration_is_told_of_many_photos_too(
 
 def test_every_text_can_be_written_in_one_line() -> None:
     # Different ones differently, for what is done is known by its name.
-    assert len({prediction_files.written(t) for t in ("a\nb", "a\\nb", " a", "a", "a ")}) == 5
-    assert prediction_files.written("a\nb\r\tc\x00") == "a\\nb\\r\\tc\\x00"
-    assert prediction_files.written("caf\udce9.jpg") == "caf\\udce9.jpg"
+    texts = ("a\nb", "a\\nb", " a", "a", "a ", "$'a\\nb'", "a\\\nb", "a'\n", "a\\'\n")
+    assert len({prediction_files.written(t) for t in texts}) == len(texts)
+    assert prediction_files.written("a\nb\r\tc\x00") == r"$'a\nb\r\tc\x00'"
+    assert prediction_files.written("caf\udce9.jpg") == r"$'caf\udce9.jpg'"
+    assert prediction_files.written("back\\slash's.jpg") == "back\\slash's.jpg"
     assert prediction_files.written("é (1).jpg") == "é (1).jpg"

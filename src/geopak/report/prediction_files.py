@@ -136,15 +136,17 @@ class Setting:
 
 
 def written(text: object) -> str:
-    """A text that every format can hold: in one line, with what is no UTF-8 spelled out.
+    """A text that every format can hold: in one line of UTF-8.
 
-    Different texts are written differently: a backslash that separates no folders is doubled.
+    What can be printed stays as it is. Other texts are written as a shell quotes them, ``$'a\\nb'``,
+    so that different texts are written differently.
     """
-    plain = str(text) if os.sep == "\\" else str(text).replace("\\", "\\\\")
-    if plain.isprintable():
+    plain = str(text)
+    if plain.isprintable() and not plain.startswith("$'"):
         return plain
-    safe = plain.encode(errors="backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
+    safe = plain.replace("\\", r"\\").replace("'", r"\'").encode(errors="backslashreplace").decode()
+    spelled = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
+    return f"$'{''.join(spelled)}'"
 
 
 def plain_grounds(grounds: Sequence[Ground]) -> list[Ground]:
