@@ -128,6 +128,7 @@ def cluster(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Observed:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_each_rank_draws_its_own_stream_as_designed(cluster: Observed) -> None:
     datamodule, _ = builders(["phase=0", *TINY, *UNEVEN])
     streams = []

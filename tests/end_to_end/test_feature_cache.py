@@ -37,13 +37,13 @@ def test_a_sweep_encodes_every_picture_once(
     home: Path, command: Command, arguments: list[str]
 ) -> None:
     outcome = command(
-        "train", "-m", *arguments, "name=swept", "data.feature_cache=true",
+        "train", "-m", *arguments, "name=shared", "data.feature_cache=true",
         "phase.lr.heads=1e-3,1e-2", "seed=0,1",
     )  # fmt: skip
     assert outcome.status == 0, outcome.text
     assert outcome.text.count("encoded ") == 2
     assert outcome.text.count("in 4 views") == 1
-    assert len(best_of(home, "swept")) == 4
+    assert len(best_of(home, "shared")) == 4
     # Another draw of views leaves the val photos as they are.
     outcome = command(
         "train", *arguments, "name=redrawn", "data.feature_cache=true", "data.feature_draw=1"
@@ -101,14 +101,24 @@ def test_a_phase_that_trains_an_encoder_refuses_the_cache(
     home: Path, phases: dict[int, Path], command: Command
 ) -> None:
     outcome = command(
-        "train", "phase=2", f"init_from={phases[1]}", *TINY, "data.feature_cache=true", "name=no"
+        "train",
+        "phase=2",
+        f"init_from={phases[1]}",
+        *TINY,
+        "data.feature_cache=true",
+        "name=bare",
     )
     assert outcome.status == 2
     assert "phase 2 trains an encoder" in outcome.text
     assert "data.feature_cache=auto" in outcome.text
     # And by default goes without.
     outcome = command(
-        "train", "phase=2", f"init_from={phases[1]}", *TINY, "name=no", "data.batches_per_epoch=1"
+        "train",
+        "phase=2",
+        f"init_from={phases[1]}",
+        *TINY,
+        "name=bare",
+        "data.batches_per_epoch=1",
     )
     assert outcome.status == 0, outcome.text
     assert "encod" not in outcome.text

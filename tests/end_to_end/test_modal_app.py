@@ -67,9 +67,9 @@ def test_a_second_call_returns_the_result_without_training(
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_finishes(home: Path) -> None:
-    arguments = [*ARGUMENTS, "name=killed", "phase.epochs=8"]
+    arguments = [*ARGUMENTS, "name=lost", "phase.epochs=8"]
     code = f"from geopak.modal_app import train_all; train_all({arguments!r}, 'r', 0)"
-    folder = home / "outputs/killed/phase-0/r-0"
+    folder = home / "outputs/lost/phase-0/r-0"
     with (home / "killed.log").open("wb") as log:
         attempt = subprocess.Popen(
             [sys.executable, "-c", code], stdout=log, stderr=log, start_new_session=True

@@ -121,8 +121,10 @@ def checkpoint_of(command: list[str], fails_after: int | None = None) -> Path:
     "source",
     [
         "photos through workers",
-        "cached features",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("photos in memory", "shards")),
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in ("cached features", "photos in memory", "shards")
+        ),
     ],
 )
 def test_a_killed_run_goes_on_where_it_stood(parents: None, watched: Watched, source: str) -> None:

@@ -195,7 +195,7 @@ def test_a_resumed_run_goes_on_with_the_stream(
         return drawn.copy()
 
     monkeypatch.setattr(ShardBatches, "__getitem__", watched)
-    whole = rows_of("name=whole")
+    whole = rows_of("name=whole-stream")
     part = rows_of("name=part", "phase.epochs=1")
     [last] = (home / "outputs/part").glob("phase-0/*/checkpoints/last.ckpt")
     rest = rows_of("name=part", f"resume_from={last}")

@@ -54,6 +54,7 @@ def test_a_run_that_fails_is_recorded_and_ends_no_other(home: Path, parent: str)
     assert f"run {best['run']}, {best['score']:.4g}. Train it again" in again.text
 
 
+@pytest.mark.slow
 def test_a_phase_does_not_start_from_another_runs_parent(home: Path) -> None:
     """Phase 0 of one of two models fails: its phase 1 must not take the other's weights."""
     swept = ["-m", "phase=0,1", "optimizer.weight_decay=1e-5,1e30", "name=chain"]
@@ -107,6 +108,7 @@ def test_a_study_goes_on_where_it_stood(home: Path, parent: str, tmp_path: Path)
     assert "Give the new one a name" in other.text
 
 
+@pytest.mark.slow
 def test_a_run_of_a_study_that_cannot_be_is_recorded_and_does_not_end_it(
     home: Path, parent: str
 ) -> None:

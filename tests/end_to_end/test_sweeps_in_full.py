@@ -169,9 +169,9 @@ def study_trials(home: Path, name: str) -> list[object]:
 def test_an_interrupted_study_goes_on_as_if_it_had_not_been(
     home: Path, command: Command, heads: list[str]
 ) -> None:
-    whole = command("train", *heads, *STUDY, "name=whole")
+    whole = command("train", *heads, *STUDY, "name=undisturbed")
     assert whole.status == 0, whole.text
-    arguments = ["train", *heads, *STUDY, "name=parts"]
+    arguments = ["train", *heads, *STUDY, "name=in-parts"]
     with pytest.MonkeyPatch.context() as patch:
         begun: list[int] = []
         fit = L.Trainer.fit
@@ -188,21 +188,21 @@ def test_an_interrupted_study_goes_on_as_if_it_had_not_been(
     continued = command(*arguments)
     assert continued.status == 0, continued.text
     assert "2 of 6 runs have ended" in continued.text
-    trials = study_trials(home, "parts")
+    trials = study_trials(home, "in-parts")
     lost = [t for t in trials if t.user_attrs.get("lost")]
     assert [t.number for t in lost] == [2]
     # The lost run is done again, and all others try what they would have tried.
     kept = [t for t in trials if t not in lost]
-    uninterrupted = study_trials(home, "whole")
+    uninterrupted = study_trials(home, "undisturbed")
     assert [t.params for t in kept] == [t.params for t in uninterrupted]
     assert [t.values for t in kept] == [t.values for t in uninterrupted]
     assert lost[0].params == kept[2].params
     # Nothing is left to do, and the same command says so.
     done = command(*arguments)
     assert done.status == 0, done.text
-    assert len(study_trials(home, "parts")) == len(trials)
+    assert len(study_trials(home, "in-parts")) == len(trials)
     # Pruned runs are no failures, and parents of nothing.
-    runs = trials_of(home / "outputs/whole", "tiny")
+    runs = trials_of(home / "outputs/undisturbed", "tiny")
     states = Counter(t.state for t in runs)
     assert states[PRUNED] >= 1
     assert states[COMPLETE] + states[PRUNED] == 6

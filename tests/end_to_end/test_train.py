@@ -146,9 +146,9 @@ def test_mixed_precision_trains_with_clipped_gradients(home: Path, command: Comm
 
 
 def test_without_a_parent_the_command_to_run_is_named(home: Path, command: Command) -> None:
-    outcome = command("train", "phase=1", "name=orphan", "trainer=cpu")
+    outcome = command("train", "phase=1", "name=parentless", "trainer=cpu")
     assert outcome.status == 2
-    assert "python -m geopak.train phase=0 name=orphan" in outcome.text
+    assert "python -m geopak.train phase=0 name=parentless" in outcome.text
     assert "Traceback" not in outcome.text
 
 

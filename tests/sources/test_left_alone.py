@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.parametrize("what", ["/services/", "/pictures/"])
-@pytest.mark.parametrize("hours", [2.0, 24.0])
+@pytest.mark.parametrize("hours", [2.0, pytest.param(24.0, marks=pytest.mark.slow)])
 def test_hours_are_waited_for(clock: Clock, tmp_path: Path, what: str, hours: float) -> None:
     calm, shaken = tmp_path / "calm", tmp_path / "shaken"
     with FaultyFlickr(SHOTS) as server:

@@ -138,8 +138,8 @@ class Setting:
 def written(text: object) -> str:
     """A text that every format can hold: in one line of UTF-8.
 
-    What can be printed stays as it is. Other texts are written as a shell quotes them, ``$'a\\nb'``,
-    so that different texts are written differently.
+    What can be printed stays as it is. Other texts are written as a shell quotes them,
+    ``$'a\\nb'``, so that different texts are written differently.
     """
     plain = str(text)
     if plain.isprintable() and not plain.startswith("$'"):
