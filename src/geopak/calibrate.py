@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from geopak.cli import entry_point
-from geopak.errors import PreparedSetError
+from geopak.errors import CheckpointError, PreparedSetError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,6 +244,12 @@ def calibrate(cfg: DictConfig) -> dict[str, Any]:
     from geopak.trained import load_trained
 
     checkpoint = chosen_checkpoint(cfg.ckpt, Path(cfg.paths.outputs) / cfg.name)
+    out = Path(cfg.out).expanduser() if cfg.out else checkpoint
+    if out.is_dir():
+        raise CheckpointError(
+            f"{out} is a folder, but a calibrated checkpoint is a file: pass out=FILE.ckpt "
+            "(geopak.export format=safetensors makes a folder of it)."
+        )
     state = checkpoint.stat() if checkpoint.is_file() else None
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_trained(checkpoint, device, calibration=False)
@@ -263,7 +269,6 @@ def calibrate(cfg: DictConfig) -> dict[str, Any]:
         train = seen(_outputs(cfg, trained, prepared, chosen, "train")[1])
     block_km = float(split_settings(cfg.prepared).get("block_km", SplitSettings.block_km))
     calibration, changes = fit(trained, prepared, rows, output, train, block_km, int(cfg.seed))
-    out = Path(cfg.out).expanduser() if cfg.out else checkpoint
     store(calibration, checkpoint, out, state)
     per_province = np.bincount(
         calibration.scores.province_id, minlength=trained.region.num_provinces

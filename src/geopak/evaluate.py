@@ -204,7 +204,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from geopak.inference import photo_loader
     from geopak.report.evaluation import write_report
     from geopak.schema.preparation import SplitSettings
-    from geopak.trained import load_trained
+    from geopak.trained import answers_fingerprint, load_trained
 
     checkpoint = chosen_checkpoint(cfg.ckpt, Path(cfg.paths.outputs) / cfg.name)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -244,6 +244,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "same set as training": same_set,
         "leaks": _leaks(prepared, cfg.split, same_set),
         "calibration": _calibration_in_words(trained),
+        "fingerprint": answers_fingerprint(trained),
     } | imported_context(trained)
     report = write_report(
         folder,

@@ -116,8 +116,9 @@ def _export_safetensors(
     _make_folder(out.parent, out)
     photos = random_photos(int(cfg.check_photos), predictor.trained.model.image_size, int(cfg.seed))
     with replaced_folder(out) as folder:
-        predictor.save_pretrained(folder)
+        # First: where there is a card, no other is made, nor its warnings said again.
         card.save(folder / CARD)
+        predictor.save_pretrained(folder)
         back = GeopakPredictor.from_pretrained(
             folder, device="cpu", precision="float32", coverage=cfg.coverage,
             per_province=bool(cfg.per_province),

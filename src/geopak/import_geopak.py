@@ -108,8 +108,11 @@ def import_geopak(cfg: DictConfig) -> Path:
 
 
 def _summary(keys: list[str]) -> list[str]:
-    """The modules that keys belong to, each once."""
-    return list(dict.fromkeys(key.rpartition(".")[0] or key for key in keys))
+    """The modules that weights and biases belong to, each once, and all other keys."""
+    parts = [key.rpartition(".") for key in keys]
+    is_of_module = [bool(module) and leaf in ("weight", "bias") for module, _, leaf in parts]
+    named = zip(keys, parts, is_of_module, strict=True)
+    return list(dict.fromkeys(module if whole else key for key, (module, _, _), whole in named))
 
 
 def _prepare(

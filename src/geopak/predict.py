@@ -210,10 +210,10 @@ def predict(cfg: DictConfig) -> Outcome:
     for key in ("map", "why"):
         if cfg[key] and len(photos) > 1:
             raise ConfigError(f"{key}= draws one photo, images= names {len(photos)}.")
-    if cfg.why:
-        from geopak.why import check_picture
+        if cfg[key]:
+            from geopak.why import check_picture
 
-        check_picture("why", cfg.why)
+            check_picture(key, cfg[key])
 
     from geopak.predictor import predictor_of
 
@@ -429,8 +429,12 @@ def _draw(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outc
     from geopak.report.prediction_figure import draw_prediction
 
     answer = outcome.answers[0] if outcome.answers else predictor.predict(photo)
-    Path(cfg.map).parent.mkdir(parents=True, exist_ok=True)
-    draw_prediction(cfg.map, answer, predictor.trained.region, predictor.trained.outlines, photo)
+    trained = predictor.trained
+    try:
+        draw_prediction(cfg.map, answer, trained.region, trained.outlines, photo)
+    except OSError as error:
+        raise ConfigError(f"map={cfg.map} cannot be written: {error.strerror or error}.") from error
+    log.info("written: %s", cfg.map)
 
 
 def _explain(cfg: DictConfig, predictor: GeopakPredictor, photo: str, outcome: Outcome) -> None:

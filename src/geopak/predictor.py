@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,16 +27,18 @@ from geopak.calibration import (
 from geopak.checkpoint import chosen_checkpoint
 from geopak.conformal import mass_before
 from geopak.data.images import Photo, files_of, load_image, name_of, stack_images
-from geopak.errors import ConfigError, PhotoError
+from geopak.errors import ConfigError, ExportError, PhotoError
 from geopak.model_folder import CONFIG, WEIGHTS, write_model_folder
 from geopak.models.decode import decode, joint_log_prob
 from geopak.results import Answer, Hypothesis, PhotoFailure, PlaceRegion, Prediction
 from geopak.schema.training import DecodingOptions
-from geopak.trained import load_trained
+from geopak.trained import answers_fingerprint, load_trained
 
 if TYPE_CHECKING:
     import pandas as pd
     from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 MOST_THREADS = 8
@@ -181,13 +184,13 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
 
         Args:
             report: ``report.json`` of the evaluation on test (``model_card_kwargs={"report": …}``);
-                ``None``: the one in the run's ``report-test/``, if there is one, or the card of
-                the folder that the model was read from.
+                ``None``: the one in the run's ``report-test/``, if there is one of this model as
+                it is, or the card of the folder that the model was read from.
             license: the model's.
             photos: table of the prepared set, which tells where its photos come from.
 
         Raises:
-            ExportError: no report, or one of another split.
+            ExportError: no report, or one of another split or model.
         """
         from geopak.report.model_card import model_card, read_report
 
@@ -196,15 +199,26 @@ class GeopakPredictor(ModelHubMixin, library_name="geopak", tags=["geolocation"]
         if report is None and license is None and photos is None and before.is_file():
             return ModelCard.load(before)
         beside = trained.path.parent.parent / "report-test" / "report.json"
+        figures = None if report is None else read_report(report)
         if report is None and trained.path.is_file() and beside.is_file():
-            report = beside
+            figures = read_report(beside)
+        if figures is not None:
+            # Reports of earlier versions do not say.
+            now = answers_fingerprint(trained)
+            if figures["context"].get("fingerprint", now) != now:
+                what = f"{report or beside} is of another model than {trained.path}, or of the one"
+                what += " that it was before it was calibrated"
+                if report is not None:
+                    raise ExportError(f"report={what}. Make one: python -m geopak.evaluate ckpt=…")
+                log.warning("warning: %s: it is left out of the model card.", what)
+                figures = None
         return ModelCard(
             model_card(
                 trained.identity,
                 trained.region,
                 trained.cells,
                 trained.calibration,
-                None if report is None else read_report(report),
+                figures,
                 photos,
                 license,
             ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,13 @@ from geopak.build import build_model
 from geopak.calibration import FORMAT as CALIBRATION_FORMAT
 from geopak.calibration import KEY as CALIBRATION
 from geopak.calibration import Calibration, weights_fingerprint
-from geopak.checkpoint import WithoutInitialisation, load_state, model_state, read_checkpoint
+from geopak.checkpoint import (
+    WithoutInitialisation,
+    load_state,
+    model_state,
+    read_checkpoint,
+    with_choices,
+)
 from geopak.errors import CheckpointError
 from geopak.geo.boundaries import Outlines
 from geopak.geo.cells import CellTable
@@ -85,6 +93,19 @@ def load_trained(
         calibration=_calibration(checkpoint, path, device) if calibration else None,
         identity=identity,
     )
+
+
+def answers_fingerprint(trained: Trained) -> str:
+    """Tells a model from one that answers otherwise: weights, choices, decoding, calibration."""
+    calibration = trained.calibration
+    parts = (
+        weights_fingerprint(trained.model.state_dict()),
+        with_choices(trained.identity["model"]),
+        vars(trained.decoding),
+        calibration and [calibration.province_temperature, calibration.cell_temperature],
+    )
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _calibration(

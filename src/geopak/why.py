@@ -10,6 +10,7 @@ with random pixels 23.5%.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ _BLUR = 1 / 12
 # Relevance is told of fields, so many a side: single pixels say nothing.
 GRID = 16
 _PICTURE_PX = 448
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".svg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".svg", ".pdf")
 # Of the train photos beside an explanation.
 NUM_NEIGHBOURS = 6
 _NEIGHBOUR_PX = 160
@@ -122,7 +123,13 @@ def explain(
             f"An explanation needs captum ({error.name} is missing): pip install 'geopak[app]'."
         ) from error
     model = trained.model
-    if not isinstance(photo, (str, Path, bytes, Image.Image, np.ndarray)):
+    if isinstance(photo, (bytearray, memoryview)):
+        photo = bytes(photo)
+    elif not isinstance(photo, (str, Path, bytes, Image.Image, np.ndarray)):
+        if not hasattr(photo, "read"):
+            raise PhotoError(
+                f"A {type(photo).__name__} is no photo: give a path, bytes or an image."
+            )
         # It is read twice below.
         photo = photo.read()
     square = load_image(photo, model.image_size, model.framing)
@@ -230,6 +237,7 @@ def draw_explanation(
     Raises:
         ConfigError: the picture cannot be written.
     """
+    from geopak.report.page import small_jpeg
     from geopak.report.style import INK, MODEL_COLOR, MUTED, new_figure, save_figure, set_title
 
     check_picture("why", path)
@@ -259,9 +267,10 @@ def draw_explanation(
         for column, (province, known) in enumerate(near[:NUM_NEIGHBOURS]):
             ax = figure.add_subplot(below[0, column])
             ax.set_axis_off()
-            try:
-                ax.imshow(load_image(known.path, _NEIGHBOUR_PX).permute(1, 2, 0).numpy())
-            except PhotoError:
+            # In full, as on the page: a model may see more of it than its middle.
+            if jpeg := small_jpeg(known.path, _NEIGHBOUR_PX):
+                ax.imshow(np.asarray(Image.open(io.BytesIO(jpeg))))
+            else:
                 ax.text(0.5, 0.5, "its file is gone", ha="center", color=INK, size=7)
             told = f"{province}\n{known.similarity:.2f} alike, {known.away_km:,.0f} km away"
             ax.set_title(told, fontsize=7, color=INK)

@@ -254,9 +254,13 @@ def test_the_hubs_three_methods(
     assert_same(predictor.predict(photos[:2]), fetched.predict(photos[:2]))
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         GeopakPredictor.from_pretrained(tmp_path, device="cpu")
+    refused = run_command("calibrate", f"ckpt={tmp_path / 'hub'}")
+    assert (refused.status, "out=FILE.ckpt" in refused.text) == (2, True), refused.text
 
 
-def test_the_card_says_what_the_report_says(calibrated: Path, home: Path, tmp_path: Path) -> None:
+def test_the_card_says_what_the_report_says(
+    calibrated: Path, phases: dict[int, Path], home: Path, tmp_path: Path
+) -> None:
     predictor = GeopakPredictor(calibrated, device="cpu")
     report = json.loads((calibrated.parents[1] / "report-test/report.json").read_text())
     card = predictor.generate_model_card().text
@@ -285,6 +289,14 @@ def test_the_card_says_what_the_report_says(calibrated: Path, home: Path, tmp_pa
     assert (
         "has not been evaluated" in GeopakPredictor(bare, device="cpu").generate_model_card().text
     )
+    # Nor are figures taken of a model that answers otherwise.
+    shutil.copytree(calibrated.parents[1] / "report-test", tmp_path / "report-test")
+    assert "densest cell" in GeopakPredictor(bare, device="cpu").generate_model_card().text
+    shutil.copy(phases[2], bare)
+    other = GeopakPredictor(bare, device="cpu")
+    assert "has not been evaluated" in other.generate_model_card().text
+    with pytest.raises(ExportError, match="is of another model"):
+        other.generate_model_card(tmp_path / "report-test")
     done = run_command(
         "export", f"ckpt={calibrated}", "format=safetensors", f"out={tmp_path}/m",
         f"root={home}/data/synthetic", f"prepared={home}/data/synthetic/prepared",

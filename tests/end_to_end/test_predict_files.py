@@ -9,6 +9,8 @@ import json
 import os
 import re
 import resource
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -434,7 +436,7 @@ def test_answers_are_declined_by_their_score_and_areas_are_those_of_the_cells(
 def test_a_photo_is_shown_by_its_name_and_as_the_model_sees_it(tmp_path: Path) -> None:
     entry = prediction_files.Entry(PhotoFailure("d/a\\b\udce9.jpg", "is no photo"))
     record = page_record(entry, prediction_files.record_of(entry, "model"))
-    assert record["name"] == r"$'a\\b\udce9.jpg'"
+    assert record["name"] == r"$'a\\b\xe9.jpg'"
     grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "16 bits.png")
     with Image.open(io.BytesIO(small_jpeg(tmp_path / "16 bits.png", 64))) as image:
@@ -456,6 +458,23 @@ def test_every_text_can_be_written_in_one_line() -> None:
     texts = ("a\nb", "a\\nb", " a", "a", "a ", "$'a\\nb'", "a\\\nb", "a'\n", "a\\'\n")
     assert len({prediction_files.written(t) for t in texts}) == len(texts)
     assert prediction_files.written("a\nb\r\tc\x00") == r"$'a\nb\r\tc\x00'"
-    assert prediction_files.written("caf\udce9.jpg") == r"$'caf\udce9.jpg'"
+    assert prediction_files.written("caf\udce9.jpg") == r"$'caf\xe9.jpg'"
     assert prediction_files.written("back\\slash's.jpg") == "back\\slash's.jpg"
     assert prediction_files.written("é (1).jpg") == "é (1).jpg"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_reads_a_written_name_as_the_name_of_the_file() -> None:
+    # Such as macOS gives to screenshots; and of a disk of another encoding.
+    names = (
+        "at 3.00\u202fPM.png",
+        "a\xa0b",
+        "a\x85\x07\x7f\nb",
+        "\udce9\udca01é\n",
+        "$'\\'",
+        "\U000e0001",
+    )
+    for name in names:
+        echo = ["bash", "-c", f"printf %s {prediction_files.written(name)}"]
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        assert subprocess.check_output(echo, env=environment) == os.fsencode(name)

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from geopak import GeopakPredictor
 from geopak.data.dataset import PreparedSet
 from geopak.data.images import load_image
-from geopak.errors import ConfigError
+from geopak.errors import ConfigError, PhotoError
 from geopak.geo.distance import haversine_km_array
 from geopak.models.decode import joint_log_prob
 from geopak.models.fusion import ConcatFusion, SingleFusion
@@ -124,12 +124,15 @@ def test_any_kind_of_photo_is_explained_alike_and_shown_in_full(
     Image.fromarray(generator.integers(0, 255, (600, 900, 3), dtype=np.uint8)).save(large)
     by_path = explain(predictor.trained, large, steps=2)
     content = large.read_bytes()
-    for photo in (content, io.BytesIO(content), Image.open(large), np.asarray(Image.open(large))):
+    opened = io.BytesIO(content), Image.open(large), np.asarray(Image.open(large))
+    for photo in (content, bytearray(content), *opened):
         found = explain(predictor.trained, photo, steps=2)
         assert np.allclose(found.relevance, by_path.relevance)
         assert torch.equal(found.image, by_path.image)
     assert torch.equal(by_path.image, load_image(large, by_path.image.shape[-1]))
     assert by_path.image.shape[-1] > 4 * predictor.trained.model.image_size
+    with pytest.raises(PhotoError, match="A int is no photo"):
+        explain(predictor.trained, 3)
 
 
 def test_it_stops_when_told_to(predictor: GeopakPredictor, photos: list[Path]) -> None:
@@ -269,13 +272,14 @@ def test_a_picture_that_cannot_be_written_is_refused_before_any_work(
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             check_picture("why", tmp_path / name)
-    outcome = command(
-        "predict", f"images={photos[0]}", f"ckpt={phases[2]}", f"why={tmp_path}/w.xyz"
-    )
-    assert outcome.status == 2
-    assert "w.xyz does not end as a picture's name does" in outcome.text
-    assert "hypotheses" not in outcome.text
-    assert "%" not in outcome.text
+    for key in ("why", "map"):
+        outcome = command(
+            "predict", f"images={photos[0]}", f"ckpt={phases[2]}", f"{key}={tmp_path}/w.xyz"
+        )
+        assert outcome.status == 2
+        assert f"{key}={tmp_path}/w.xyz does not end as a picture's name does" in outcome.text
+        assert "hypotheses" not in outcome.text
+        assert "%" not in outcome.text
 
 
 def test_every_kind_of_picture_is_written_by_its_name(

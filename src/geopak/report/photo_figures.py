@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
+from geopak.data.images import upright_rgb
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.report.maps import draw_provinces
@@ -159,7 +160,7 @@ def thumbnail(path: Path, size: tuple[int, int] = (320, 240)) -> Image.Image | N
     try:
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * size[0], 2 * size[1]))
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
+            upright = upright_rgb(opened)
         return ImageOps.fit(upright, size)
     except (OSError, ValueError) as error:
         log.warning("Left out of the figure: %s cannot be read (%s).", path, error)

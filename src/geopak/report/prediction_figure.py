@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from PIL import Image, ImageOps
+from PIL import Image
 
+from geopak.data.images import upright_rgb
 from geopak.geo.boundaries import Outlines
 from geopak.geo.region import Region
 from geopak.report.maps import draw_circles_km, draw_provinces, province_colors
@@ -39,7 +40,7 @@ def draw_prediction(
     """Draws one prediction: the photo, province probabilities, and hypotheses on the map.
 
     Args:
-        path: image file to write; its suffix chooses the format (png, pdf, svg, jpg).
+        path: image file to write; its suffix chooses the format (png, svg, jpg, webp, pdf).
         result: ``province, province_probabilities`` (name -> probability), ``lat, lon,
             confidence, confidence_km`` and ``hypotheses``, each with ``lat, lon, probability,
             province, radius_km``.
@@ -47,17 +48,20 @@ def draw_prediction(
         outlines: province outlines.
         photo: image or its file, shown upright; ``None`` leaves the place to the probabilities.
     """
+    small = None
+    # As the model sees it, with 16 bits a pixel or without a ground, too.
     if isinstance(photo, (str, Path)):
         with Image.open(photo) as opened:
-            photo = ImageOps.exif_transpose(opened).convert("RGB")
+            small = upright_rgb(opened)
+    elif photo is not None:
+        small = upright_rgb(photo).copy()
     figure = new_figure(12.5, 6.9)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.45))[0]
-    if photo is None:
+    if small is None:
         bars = left.subplots()
     else:
         top, bottom = left.subfigures(2, 1, height_ratios=(1.35, 1))
         view, bars = top.subplots(), bottom.subplots()
-        small = photo.convert("RGB")
         small.thumbnail((1000, 1000))
         draw_photo(view, small)
     _draw_probabilities(bars, result["province_probabilities"], region)

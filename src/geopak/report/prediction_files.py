@@ -139,14 +139,23 @@ def written(text: object) -> str:
     """A text that every format can hold: in one line of UTF-8.
 
     What can be printed stays as it is. Other texts are written as a shell quotes them,
-    ``$'a\\nb'``, so that different texts are written differently.
+    ``$'a\\nb'``, so that different texts are written differently, and a shell finds the file.
     """
     plain = str(text)
     if plain.isprintable() and not plain.startswith("$'"):
         return plain
-    safe = plain.replace("\\", r"\\").replace("'", r"\'").encode(errors="backslashreplace").decode()
-    spelled = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in safe)
-    return f"$'{''.join(spelled)}'"
+    safe = plain.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{''.join(c if c.isprintable() else _spelled(c) for c in safe)}'"
+
+
+def _spelled(character: str) -> str:
+    """A character by its escape in the quotes of a shell, where ``\\xa0`` is a byte, no letter."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # of a name that is no UTF-8
+    if code >= 0x7F:
+        return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    return character.encode("unicode_escape").decode()
 
 
 def plain_grounds(grounds: Sequence[Ground]) -> list[Ground]:
