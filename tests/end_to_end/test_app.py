@@ -50,6 +50,8 @@ def begin(ckpt: Path, temporary: Path, *arguments: str) -> tuple[str, subprocess
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
+        # Under nohup the tests have it ignored, and so would the server.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     assert process.stdout is not None
     lines, until = [], time.monotonic() + 120
@@ -403,6 +405,8 @@ def test_a_photo_is_pasted_and_another_takes_its_place(
         if path == served.photos[12]:
             # The button does what the keys do, where no photo is shown.
             page.get_by_label("Remove Image").click()
+            page.wait_for_selector("#why figure img", state="detached")
+            page.wait_for_selector("#place .geopak-map[data-answer]", state="detached")
             page.get_by_label("Paste from clipboard").click()
         else:
             page.keyboard.press("Control+V")
