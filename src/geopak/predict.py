@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from geopak.geo.extents import Ground
     from geopak.predictor import GeopakPredictor
-    from geopak.report.prediction_files import AnswerFile, Entry, Known
+    from geopak.report.prediction_files import AnswerFile
+    from geopak.report.prediction_records import Entry, Known
     from geopak.results import Answer
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def print_outcome(outcome: Outcome) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from geopak.report.prediction_files import written
+    from geopak.report.prediction_records import written
 
     console = Console()
     table = Table()
@@ -221,7 +222,7 @@ def predict(cfg: DictConfig) -> Outcome:
     outcome = Outcome(len(photos), coverage=predictor.coverage)
     file, states = None, {}
     if cfg.out:
-        from geopak.report.prediction_files import file_state, written
+        from geopak.report.prediction_records import file_state, written
 
         states = {photo: file_state(photo) for photo in photos}
         file = open_file(cfg, predictor, states)
@@ -295,7 +296,7 @@ def _entries(
 
     from geopak.predictor import MOST_THREADS
     from geopak.report.page import small_jpeg
-    from geopak.report.prediction_files import Entry
+    from geopak.report.prediction_records import Entry
 
     draws = bool(cfg.out) and Path(cfg.out).suffix.lower() == ".html" and cfg.thumbnail_px > 0
     place = GpsComparison(predictor) if cfg.gps else None
@@ -360,12 +361,13 @@ def open_file(cfg: DictConfig, predictor: GeopakPredictor, photos: Mapping[str, 
     Args:
         cfg: of the command.
         predictor: that answers.
-        photos: names -> :func:`geopak.report.prediction_files.file_state`.
+        photos: names -> :func:`geopak.report.prediction_records.file_state`.
 
     Raises:
         GeopakError: it cannot be written, or is of something else.
     """
-    from geopak.report import prediction_files as files
+    from geopak.report import prediction_records as records
+    from geopak.report.prediction_files import open_answers
 
     suffix = Path(cfg.out).suffix.lower()
     trained = predictor.trained
@@ -373,7 +375,7 @@ def open_file(cfg: DictConfig, predictor: GeopakPredictor, photos: Mapping[str, 
     if predictor.coverage is not None and suffix in (".geojson", ".kml", ".html"):
         from geopak.geo.extents import cell_extents
 
-        grounds = files.plain_grounds(cell_extents(trained.cells, trained.outlines))
+        grounds = records.plain_grounds(cell_extents(trained.cells, trained.outlines))
     page = ("", "")
     if suffix == ".html":
         from geopak.report.prediction_map import page_around
@@ -385,8 +387,8 @@ def open_file(cfg: DictConfig, predictor: GeopakPredictor, photos: Mapping[str, 
                 "out=….geojson hold any number; thumbnail_px=0 makes the page smaller.",
                 f"{len(photos):,}",
             )
-    setting = files.Setting(identity(cfg, predictor), trained.region, grounds, page)
-    return files.open_answers(cfg.out, setting, photos, bool(cfg.overwrite))
+    setting = records.Setting(identity(cfg, predictor), trained.region, grounds, page)
+    return open_answers(cfg.out, setting, photos, bool(cfg.overwrite))
 
 
 def identity(cfg: DictConfig, predictor: GeopakPredictor) -> str:

@@ -28,7 +28,7 @@ from geopak.errors import GeopakError
 from geopak.geo.distance import haversine_km_array
 from geopak.predict import GpsComparison
 from geopak.predictor import GeopakPredictor as Predictor
-from geopak.report import prediction_files
+from geopak.report import prediction_files, prediction_records
 from geopak.report.page import small_jpeg
 from geopak.report.prediction_map import page_record
 from geopak.results import PhotoFailure, PlaceRegion
@@ -362,13 +362,13 @@ def test_a_full_disk_ends_in_words_and_leaves_a_whole_file_to_go_on_from(
 def test_two_runs_do_not_write_one_file(calibrated: Path, tmp_path: Path, form: str) -> None:
     out = tmp_path / f"r.{form}"
     region = GeopakPredictor(calibrated).trained.region
-    setting = prediction_files.Setting("model", region)
+    setting = prediction_records.Setting("model", region)
     first = prediction_files.open_answers(out, setting, ["a"])
     before = os.stat(out).st_ino if out.exists() else None
     with pytest.raises(GeopakError, match=r"is being written by another run"):
         prediction_files.open_answers(out, setting, {}, overwrite=True)
     assert (os.stat(out).st_ino if out.exists() else None) == before
-    first.write([prediction_files.Entry(PhotoFailure("a", "is no photo"))])
+    first.write([prediction_records.Entry(PhotoFailure("a", "is no photo"))])
     first.close(True)
     assert [row["photo"] for row in read(out)] == ["a"]
     prediction_files.open_answers(out, setting, {}).close(True)
@@ -434,8 +434,8 @@ def test_answers_are_declined_by_their_score_and_areas_are_those_of_the_cells(
 
 
 def test_a_photo_is_shown_by_its_name_and_as_the_model_sees_it(tmp_path: Path) -> None:
-    entry = prediction_files.Entry(PhotoFailure("d/a\\b\udce9.jpg", "is no photo"))
-    record = page_record(entry, prediction_files.record_of(entry, "model"))
+    entry = prediction_records.Entry(PhotoFailure("d/a\\b\udce9.jpg", "is no photo"))
+    record = page_record(entry, prediction_records.record_of(entry, "model"))
     assert record["name"] == r"$'a\\b\xe9.jpg'"
     grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "16 bits.png")
@@ -456,11 +456,11 @@ def test_no_calibration_is_told_of_many_photos_too(
 def test_every_text_can_be_written_in_one_line() -> None:
     # Different ones differently, for what is done is known by its name.
     texts = ("a\nb", "a\\nb", " a", "a", "a ", "$'a\\nb'", "a\\\nb", "a'\n", "a\\'\n")
-    assert len({prediction_files.written(t) for t in texts}) == len(texts)
-    assert prediction_files.written("a\nb\r\tc\x00") == r"$'a\nb\r\tc\x00'"
-    assert prediction_files.written("caf\udce9.jpg") == r"$'caf\xe9.jpg'"
-    assert prediction_files.written("back\\slash's.jpg") == "back\\slash's.jpg"
-    assert prediction_files.written("é (1).jpg") == "é (1).jpg"
+    assert len({prediction_records.written(t) for t in texts}) == len(texts)
+    assert prediction_records.written("a\nb\r\tc\x00") == r"$'a\nb\r\tc\x00'"
+    assert prediction_records.written("caf\udce9.jpg") == r"$'caf\xe9.jpg'"
+    assert prediction_records.written("back\\slash's.jpg") == "back\\slash's.jpg"
+    assert prediction_records.written("é (1).jpg") == "é (1).jpg"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -475,6 +475,6 @@ def test_a_shell_reads_a_written_name_as_the_name_of_the_file() -> None:
         "\U000e0001",
     )
     for name in names:
-        echo = ["bash", "-c", f"printf %s {prediction_files.written(name)}"]
+        echo = ["bash", "-c", f"printf %s {prediction_records.written(name)}"]
         environment = {**os.environ, "LC_ALL": "C.UTF-8"}
         assert subprocess.check_output(echo, env=environment) == os.fsencode(name)

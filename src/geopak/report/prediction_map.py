@@ -21,7 +21,7 @@ from geopak.geo.boundaries import Outlines
 from geopak.geo.extents import Ground
 from geopak.geo.region import Region
 from geopak.report.maps import province_colors
-from geopak.report.prediction_files import Entry, written
+from geopak.report.prediction_records import Entry, written
 
 _RECORDS = "<!--records-->"
 # Coordinates on the map: a hundred metres, about the thickness of its lines when zoomed in.
@@ -100,7 +100,7 @@ def page_record(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         entry: the answer with its thumbnail.
-        record: of :func:`geopak.report.prediction_files.record_of`.
+        record: of :func:`geopak.report.prediction_records.record_of`.
     """
     kept = {key: record[key] for key in ("photo", "error", "photo_state", "model")}
     kept["name"] = written(os.path.basename(str(entry.answer.photo)))

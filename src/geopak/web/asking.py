@@ -21,14 +21,9 @@ from geopak.errors import GeopakError, PhotoError
 from geopak.geo.extents import Ground, cell_extents
 from geopak.predictor import GeopakPredictor
 from geopak.report.maps import province_colors
-from geopak.report.prediction_files import (
-    Entry,
-    Setting,
-    joined_ground,
-    open_answers,
-    plain_grounds,
-)
+from geopak.report.prediction_files import open_answers
 from geopak.report.prediction_map import map_base, page_around, rings
+from geopak.report.prediction_records import Entry, Setting, joined_ground, plain_grounds
 from geopak.results import Answer, PhotoFailure, Prediction
 from geopak.retrieval import KnownPhoto, PhotoIndex
 from geopak.web.guard import REFUSED
